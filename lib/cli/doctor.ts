@@ -1,0 +1,123 @@
+import { existsSync, readFileSync, realpathSync } from 'node:fs';
+import { availableParallelism, cpus } from 'node:os';
+import { dirname } from 'node:path';
+import pc from 'picocolors';
+import type { NativeAddon } from '../native/addon.js';
+import { type Libtorch, verifyLibtorch } from '../native/libtorch.js';
+import { checkRelease, coreTorchVersion, findCore, findShim, loadNative, requireLibtorch } from '../native/load.js';
+
+/** One line of the report: what was found, or what is wrong and how to cure it. */
+interface Check {
+  name: string;
+  ok: boolean;
+  detail: string;
+}
+
+/**
+ * `wrpo doctor`: everything that can be wrong with an installation, in the order in which it would go wrong.
+ * Returns false if something is.
+ */
+export async function doctor(options: { json?: boolean }): Promise<boolean> {
+  const checks: Check[] = [];
+  // A check that needs what a failed one would have found is left out: one cause, one line.
+  const check = async <T>(name: string, find: () => T | Promise<T>, show: (found: T) => string = String) => {
+    try {
+      const found = await find();
+      checks.push({ name, ok: true, detail: show(found) });
+      return found;
+    } catch (error) {
+      checks.push({ name, ok: false, detail: (error as Error).message });
+      return undefined;
+    }
+  };
+
+  await check('node', nodeVersion);
+  await check('platform', platform);
+  await check('cpu', cpu);
+  const libtorch = await check('libtorch', requireLibtorch, describe);
+  if (libtorch) await check('checksums', () => checksums(libtorch.dir));
+  const shim = await check('shim', findShim);
+  const core = shim && libtorch && (await check('core', () => findCore(dirname(shim), libtorch)));
+  const fits = core && (await check('versions', () => versions(core, libtorch)));
+  const addon = fits && (await check('addon', loadNative, () => 'loads'));
+  if (addon) await check('info', () => info(addon));
+  if (addon) await check('openmp', openmpRuntime);
+  await check('threads', threads);
+
+  const ok = checks.every((one) => one.ok);
+  if (options.json) {
+    const byName = Object.fromEntries(checks.map(({ name, ...rest }) => [name, rest]));
+    process.stdout.write(`${JSON.stringify({ ok, checks: byName }, null, 2)}\n`);
+  } else {
+    for (const one of checks) {
+      const mark = one.ok ? pc.green('ok     ') : pc.red('problem');
+      process.stdout.write(`${mark} ${one.name.padEnd(10)} ${one.detail}\n`);
+    }
+  }
+  return ok;
+}
+
+function nodeVersion(): string {
+  const [major = 0, minor = 0] = process.versions.node.split('.').map(Number);
+  if (major > 20 || (major === 20 && minor >= 19)) return process.versions.node;
+  throw new Error(`${process.versions.node} is too old: install Node 20.19 or newer.`);
+}
+
+function platform(): string {
+  const name = `${process.platform}-${process.arch}`;
+  if (process.platform === 'linux') return name;
+  throw new Error(`${name} is not supported: use Linux, where libtorch and the addon are built for.`);
+}
+
+function cpu(): string {
+  return `${cpus()[0]?.model ?? 'unknown'}, ${availableParallelism()} usable cores`;
+}
+
+function describe({ dir, version, variant, origin }: Libtorch): string {
+  return `${version} (${variant}) in ${dir}, found by ${origin}`;
+}
+
+function versions(core: string, libtorch: Libtorch): string {
+  checkRelease(core, libtorch);
+  return `built for libtorch ${coreTorchVersion(core)}, runs with ${libtorch.version}`;
+}
+
+function info(addon: NativeAddon): string {
+  const { torchVersion, cpuCapability, threads, devices } = addon.info();
+  return `libtorch ${torchVersion}, ${cpuCapability} kernels, ${threads} threads, devices ${devices.join(' ')}`;
+}
+
+async function checksums(dir: string): Promise<string> {
+  const { checked, broken } = await verifyLibtorch(dir);
+  if (broken.length > 0) throw new Error(`${broken.join(', ')} changed since the download: run \`wrpo setup\`.`);
+  if (checked > 0) return `${checked} libraries unchanged since the download`;
+  return 'none kept: `wrpo setup` did not fetch this libtorch';
+}
+
+// Two OpenMP runtimes in one process have two teams of threads, which fight for the cores.
+function openmpRuntime(): string {
+  const loaded = new Set<string>();
+  for (const [path] of readFileSync('/proc/self/maps', 'utf8').matchAll(/\/.*\/lib(?:gomp|iomp5|omp)[-.][^/\n]*$/gm)) {
+    loaded.add(existsSync(path) ? realpathSync(path) : path);
+  }
+  if (loaded.size === 1) return [...loaded][0]!;
+  if (loaded.size === 0) throw new Error('no OpenMP runtime is loaded, so one thread computes: run `wrpo setup`.');
+  throw new Error(
+    `${[...loaded].join(' and ')} are both loaded: remove all but libtorch's own, for example from LD_PRELOAD.`,
+  );
+}
+
+function threads(): string {
+  const cores = availableParallelism();
+  const wanted = process.env.OMP_NUM_THREADS;
+  const policy = process.env.OMP_WAIT_POLICY ?? 'passive';
+  if (wanted && Number(wanted) > cores) {
+    throw new Error(
+      `OMP_NUM_THREADS=${wanted} on ${cores} usable cores slows everything down: set it to ${cores} or less.`,
+    );
+  }
+  if (policy.toLowerCase() === 'active') {
+    throw new Error('OMP_WAIT_POLICY=active makes idle threads spin: unset it, wrpo sets passive.');
+  }
+  return wanted ? `OMP_NUM_THREADS=${wanted} of ${cores} cores` : `${cores}, one per usable core`;
+}

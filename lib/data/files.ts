@@ -1,0 +1,56 @@
+/** Writing that survives a crash: temporary name, fsync, rename. */
+import { closeSync, existsSync, fsyncSync, openSync, renameSync, rmSync, writeSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { WrpoError } from '../errors.js';
+
+/** Makes a rename or a new file in `dir` durable. */
+export function syncDirectory(dir: string): void {
+  const handle = openSync(dir, 'r');
+  try {
+    fsyncSync(handle);
+  } finally {
+    closeSync(handle);
+  }
+}
+
+/** Replaces `path` by `text`, whole or not at all. */
+export function writeFileAtomic(path: string, text: string): void {
+  const temporary = `${path}.${process.pid}.tmp`;
+  try {
+    const handle = openSync(temporary, 'w');
+    try {
+      writeSync(handle, text);
+      fsyncSync(handle);
+    } finally {
+      closeSync(handle);
+    }
+    renameSync(temporary, path);
+    syncDirectory(dirname(path));
+  } catch (cause) {
+    rmSync(temporary, { force: true });
+    throw writeError(path, cause);
+  }
+}
+
+/** Appends whole lines to `path`. */
+export function appendLines(path: string, lines: string[], { sync = false } = {}): void {
+  try {
+    const handle = openSync(path, 'a');
+    try {
+      writeSync(handle, lines.map((line) => `${line}\n`).join(''));
+      if (sync) fsyncSync(handle);
+    } finally {
+      closeSync(handle);
+    }
+  } catch (cause) {
+    throw writeError(path, cause);
+  }
+}
+
+/** The failure to write `path` as one sentence. */
+export function writeError(path: string, cause: unknown): WrpoError {
+  if (cause instanceof WrpoError) return cause;
+  const { code, message } = cause as NodeJS.ErrnoException;
+  const reason = code === 'ENOSPC' ? 'no space left on the device' : existsSync(dirname(path)) ? message : 'its directory does not exist';
+  return new WrpoError('ERR_CHECKPOINT', `cannot write ${path}: ${reason}`, { cause });
+}

@@ -1,0 +1,158 @@
+/** A language model in the engine: its weights, its log-probs, its gradients. */
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { writeFileAtomic } from '../data/files.js';
+import { WrpoError } from '../errors.js';
+import {
+  type Accumulated,
+  type Batch,
+  type ComputeDtype,
+  type ContestForm,
+  callNative,
+  type LogProbs,
+  type MemoryStats,
+  type NamedTensor,
+  type NativeAddon,
+  type NativeModel,
+  type Tensor,
+} from '../native/addon.js';
+import { loadNative } from '../native/load.js';
+import { type ModelConfig, parseModelConfig, readModelConfig } from './config.js';
+import { loadTensors, readModelTensors, saveModelTensors } from './safetensors.js';
+
+export interface ModelOptions {
+  /**
+   * What the engine computes in. `bfloat16` keeps float32 master weights beside the working copy; `float64` is for tests.
+   * Default `float32`.
+   */
+  dtype?: ComputeDtype;
+  /** Only `cpu` in this version. */
+  device?: 'cpu';
+  /** Upper bound, in bytes, of the logits the head holds at once. Default 256 MiB. */
+  headChunkBytes?: number;
+}
+
+const DEFAULT_HEAD_CHUNK_BYTES = 256 * 2 ** 20;
+
+export class Model {
+  private constructor(
+    private readonly addon: NativeAddon,
+    /** The addon's handle, for AdamW. @internal */
+    readonly handle: NativeModel,
+    readonly config: ModelConfig,
+    readonly dtype: ComputeDtype,
+    /** The directory it was loaded from, if any. */
+    readonly directory?: string,
+  ) {}
+
+  /**
+   * Loads a Hugging Face model directory (config.json, model.safetensors or shards).
+   * Throws ERR_MODEL naming file, key or tensor when it is missing, corrupt or of another shape.
+   */
+  static async load(directory: string, options: ModelOptions = {}): Promise<Model> {
+    const config = readModelConfig(directory);
+    const stored = readModelTensors(directory);
+    const model = Model.#construct(config, options, directory);
+    try {
+      const tied = config.tieWordEmbeddings;
+      await loadTensors(model.addon, model.#parameters(true), stored, {
+        where: directory,
+        ignore: (name) => (tied && name === 'lm_head.weight') || name.endsWith('.rotary_emb.inv_freq'),
+      });
+      await callNative(() => model.handle.syncWork());
+    } catch (error) {
+      await model.close();
+      throw error;
+    }
+    return model;
+  }
+
+  /**
+   * Fresh weights for a Hugging Face config: normal(0, initializer_range), ones for norms; the same for the same seed.
+   */
+  static async create(config: Record<string, unknown>, options: ModelOptions & { seed?: number } = {}): Promise<Model> {
+    const model = Model.#construct(parseModelConfig(config), options);
+    await callNative(() => model.handle.initialize(options.seed ?? 42));
+    return model;
+  }
+
+  static #construct(config: ModelConfig, options: ModelOptions, directory?: string): Model {
+    const { dtype = 'float32', device = 'cpu', headChunkBytes = DEFAULT_HEAD_CHUNK_BYTES } = options;
+    if (device !== 'cpu') throw new WrpoError('ERR_DEVICE', `device "${device}": this version computes on "cpu" only`);
+    const addon = loadNative();
+    const handle = callNative(() => new addon.Model(config, { dtype, headChunkBytes }));
+    return new Model(addon, handle, config, dtype, directory);
+  }
+
+  /** Summed log-prob and token count of every response of a packed batch. */
+  logProbs(batch: Batch, options?: { perToken?: boolean; greedy?: boolean }): Promise<LogProbs> {
+    return callNative(() => this.handle.logProbs(batch, options));
+  }
+
+  /** Forward, loss and backward of a packed batch with contests: adds to the gradients. */
+  accumulate(batch: Batch, options: { objective: ContestForm; normalizer: number }): Promise<Accumulated> {
+    return callNative(() => this.handle.accumulate(batch, options));
+  }
+
+  /**
+   * Views of the weights by Hugging Face name: the working weights, or the float32 masters. Refused (ERR_CLOSED) while
+   * calls are queued. After writing to masters call `syncWork`.
+   */
+  parameters({ master = false } = {}): Map<string, Tensor> {
+    return asMap(this.#parameters(master));
+  }
+
+  /** Views of the accumulated gradients by Hugging Face name. */
+  gradients(): Map<string, Tensor> {
+    return asMap(callNative(() => this.handle.gradients()));
+  }
+
+  zeroGradients(): Promise<void> {
+    return callNative(() => this.handle.zeroGradients());
+  }
+
+  syncWork(): Promise<void> {
+    return callNative(() => this.handle.syncWork());
+  }
+
+  /** A hash of the master weights. */
+  fingerprint(): Promise<string> {
+    return callNative(() => this.handle.fingerprint());
+  }
+
+  /**
+   * Saves in Hugging Face layout; `dtype` defaults to float32, the masters (bfloat16 rounds them, sharded above
+   * `maxShardBytes`, 5 GB). Existing files of `directory` stay whole if writing fails.
+   */
+  async save(directory: string, options: { dtype?: ComputeDtype; maxShardBytes?: number } = {}): Promise<void> {
+    const { dtype = this.dtype === 'float64' ? 'float64' : 'float32', maxShardBytes } = options;
+    mkdirSync(directory, { recursive: true });
+    await saveModelTensors(this.addon, directory, this.#parameters(true), dtype, maxShardBytes);
+    const { torch_dtype: v4, dtype: v5, ...rest } = this.config.huggingFace;
+    const key = v4 !== undefined && v5 === undefined ? 'torch_dtype' : 'dtype';
+    const config = { architectures: ['LlamaForCausalLM'], ...rest, [key]: dtype };
+    writeFileAtomic(join(directory, 'config.json'), `${JSON.stringify(config, null, 2)}\n`);
+  }
+
+  /** Bytes of tensors in this process. */
+  memory(options?: { resetPeak?: boolean }): MemoryStats {
+    return this.addon.memory(options);
+  }
+
+  /** Frees the weights after everything queued has finished. Calls made later are refused (ERR_CLOSED). */
+  async close(): Promise<void> {
+    await callNative(() => this.handle.close());
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  #parameters(master: boolean): NamedTensor[] {
+    return callNative(() => this.handle.parameters({ master }));
+  }
+}
+
+function asMap(tensors: NamedTensor[]): Map<string, Tensor> {
+  return new Map(tensors.map(({ name, tensor }) => [name, tensor]));
+}

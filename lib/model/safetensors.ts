@@ -1,0 +1,224 @@
+/**
+ * The safetensors format: eight bytes of header length, a JSON header, then the tensors' bytes. Headers are read and
+ * planned here; the bytes themselves are mapped and written by the addon (native/io/tensor_file.h).
+ */
+import { closeSync, existsSync, fstatSync, mkdirSync, openSync, readdirSync, readFileSync, readSync, renameSync, rmSync } from 'node:fs';
+import { basename, join } from 'node:path';
+import { syncDirectory, writeError, writeFileAtomic } from '../data/files.js';
+import { WrpoError } from '../errors.js';
+import { callNative, type Dtype, type NamedTensor, type NativeAddon } from '../native/addon.js';
+
+const DTYPES: Record<string, { dtype: Dtype; bytes: number }> = {
+  F64: { dtype: 'float64', bytes: 8 },
+  F32: { dtype: 'float32', bytes: 4 },
+  F16: { dtype: 'float16', bytes: 2 },
+  BF16: { dtype: 'bfloat16', bytes: 2 },
+};
+const tagOf = (dtype: Dtype) => Object.entries(DTYPES).find(([, value]) => value.dtype === dtype)![0];
+const elements = (shape: readonly number[]) => shape.reduce((product, size) => product * size, 1);
+
+/** Where one tensor lies; `offset` counts from the beginning of the file. */
+export interface StoredTensor {
+  file: string;
+  dtype: string;
+  shape: number[];
+  offset: number;
+  bytes: number;
+}
+
+/** The tensors of one file. Throws ERR_MODEL naming the file when it is truncated or not a safetensors file. */
+export function readHeader(file: string): Map<string, StoredTensor> {
+  const fail = (what: string, cause?: unknown): never => {
+    throw new WrpoError('ERR_MODEL', `${file} ${what}`, { cause });
+  };
+  const corrupt = 'is not a valid safetensors file';
+  let handle: number;
+  try {
+    handle = openSync(file, 'r');
+  } catch (cause) {
+    return fail('cannot be read', cause);
+  }
+  try {
+    const { size } = fstatSync(handle);
+    const length = Buffer.alloc(8);
+    if (readSync(handle, length, 0, 8, 0) < 8) fail(`${corrupt}: it has only ${size} bytes`);
+    const headerBytes = Number(length.readBigUInt64LE());
+    if (headerBytes > size - 8) fail(`is truncated or corrupt: its header should take ${headerBytes} of ${size} bytes`);
+    if (headerBytes > 100e6) fail(`${corrupt}: a header of ${headerBytes} bytes`);
+    const text = Buffer.alloc(headerBytes);
+    readSync(handle, text, 0, headerBytes, 8);
+    let header: Record<string, { dtype: string; shape: number[]; data_offsets: [number, number] }>;
+    try {
+      header = JSON.parse(text.toString('utf8'));
+    } catch (cause) {
+      return fail(`${corrupt}: its header is not JSON`, cause);
+    }
+    const tensors = new Map<string, StoredTensor>();
+    for (const [name, entry] of Object.entries(header)) {
+      if (name === '__metadata__') continue;
+      const { dtype, shape, data_offsets: range } = entry ?? {};
+      if (!Array.isArray(shape) || !shape.every(Number.isInteger) || !Array.isArray(range) || !range.every(Number.isInteger)) {
+        return fail(`${corrupt}: the entry of ${name} lacks a shape or data_offsets`);
+      }
+      const known = DTYPES[dtype];
+      const bytes = range[1] - range[0];
+      if (known && bytes !== elements(shape) * known.bytes) {
+        fail(`${corrupt}: ${name} is ${dtype} [${shape}] but has ${bytes} bytes`);
+      }
+      if (range[0] < 0 || bytes < 0 || 8 + headerBytes + range[1] > size) {
+        fail(`is truncated or corrupt: ${name} should end at byte ${8 + headerBytes + range[1]} of ${size}`);
+      }
+      tensors.set(name, { file, dtype, shape, offset: 8 + headerBytes + range[0], bytes });
+    }
+    return tensors;
+  } finally {
+    closeSync(handle);
+  }
+}
+
+/** All tensors of a Hugging Face model directory, from `model.safetensors` or the shards that its index names. */
+export function readModelTensors(dir: string): Map<string, StoredTensor> {
+  const index = join(dir, 'model.safetensors.index.json');
+  if (!existsSync(index)) return readHeader(join(dir, 'model.safetensors'));
+  let weightMap: Record<string, string>;
+  try {
+    weightMap = JSON.parse(readFileSync(index, 'utf8')).weight_map;
+    if (typeof weightMap !== 'object' || weightMap === null) throw new Error('no "weight_map"');
+  } catch (cause) {
+    throw new WrpoError('ERR_MODEL', `${index} is not a valid index: ${(cause as Error).message}`, { cause });
+  }
+  const tensors = new Map<string, StoredTensor>();
+  for (const shard of new Set(Object.values(weightMap))) {
+    if (basename(shard) !== shard) throw new WrpoError('ERR_MODEL', `${index} names a shard outside its directory: ${shard}`);
+    for (const [name, tensor] of readHeader(join(dir, shard))) tensors.set(name, tensor);
+  }
+  for (const name of Object.keys(weightMap)) {
+    if (!tensors.has(name)) throw new WrpoError('ERR_MODEL', `${index} names ${name}, which ${weightMap[name]} does not hold`);
+  }
+  return tensors;
+}
+
+/**
+ * Fills `targets` from the stored tensors of the same names, converting dtypes. Every target must be there in its shape;
+ * `ignore` says which stored tensors may be left over. Throws ERR_MODEL before anything is read.
+ */
+export async function loadTensors(
+  native: NativeAddon,
+  targets: NamedTensor[],
+  stored: Map<string, StoredTensor>,
+  { where, ignore = () => false }: { where: string; ignore?: (name: string) => boolean },
+): Promise<void> {
+  const names = new Set(targets.map(({ name }) => name));
+  for (const name of stored.keys()) {
+    if (!names.has(name) && !ignore(name)) {
+      throw new WrpoError('ERR_MODEL', `${where} holds ${name}, which its config.json does not describe`);
+    }
+  }
+  const byFile = new Map<string, { name: string; tensor: NamedTensor['tensor']; dtype: Dtype; offset: number; bytes: number }[]>();
+  for (const { name, tensor } of targets) {
+    const source = stored.get(name);
+    if (!source) throw new WrpoError('ERR_MODEL', `${where} lacks ${name}`);
+    if (source.shape.join() !== tensor.shape.join()) {
+      throw new WrpoError(
+        'ERR_MODEL',
+        `${source.file}: ${name} has shape [${source.shape}], config.json asks for [${tensor.shape}]`,
+      );
+    }
+    const known = DTYPES[source.dtype];
+    if (!known) {
+      throw new WrpoError(
+        'ERR_MODEL',
+        `${source.file}: ${name} has dtype ${source.dtype}; expected ${Object.keys(DTYPES).join(', ')}`,
+      );
+    }
+    const ranges = byFile.get(source.file) ?? [];
+    ranges.push({ name, tensor, dtype: known.dtype, offset: source.offset, bytes: source.bytes });
+    byFile.set(source.file, ranges);
+  }
+  for (const [file, ranges] of byFile) await callNative(() => native.readTensors(file, ranges));
+}
+
+/** The bytes of a file's beginning for these tensors in this order. */
+function header(tensors: NamedTensor[], dtype: Dtype): Uint8Array {
+  const tag = tagOf(dtype);
+  const entries: Record<string, unknown> = { __metadata__: { format: 'pt' } };
+  let offset = 0;
+  for (const { name, tensor } of tensors) {
+    const end = offset + elements(tensor.shape) * DTYPES[tag]!.bytes;
+    entries[name] = { dtype: tag, shape: tensor.shape, data_offsets: [offset, end] };
+    offset = end;
+  }
+  let text = JSON.stringify(entries);
+  text += ' '.repeat((8 - (Buffer.byteLength(text) % 8)) % 8);
+  const body = Buffer.from(text);
+  const length = Buffer.alloc(8);
+  length.writeBigUInt64LE(BigInt(body.length));
+  return Buffer.concat([length, body]);
+}
+
+/** Writes `tensors` as `dtype` to one file, whole or not at all. */
+export async function saveTensorFile(native: NativeAddon, path: string, tensors: NamedTensor[], dtype: Dtype): Promise<void> {
+  const temporary = `${path}.${process.pid}.tmp`;
+  try {
+    await callNative(() =>
+      native.writeTensors(
+        temporary,
+        header(tensors, dtype),
+        tensors.map(({ tensor }) => tensor),
+        dtype,
+      ),
+    );
+    renameSync(temporary, path);
+  } catch (cause) {
+    rmSync(temporary, { force: true });
+    throw writeError(path, cause);
+  }
+}
+
+/**
+ * Writes a model's tensors as Hugging Face does: `model.safetensors`, or shards of at most `maxShardBytes` and an index.
+ * Nothing of an earlier model in `dir` is touched before all the new files are on disk.
+ */
+export async function saveModelTensors(
+  native: NativeAddon,
+  dir: string,
+  tensors: NamedTensor[],
+  dtype: Dtype,
+  maxShardBytes = 5e9,
+): Promise<void> {
+  mkdirSync(dir, { recursive: true });
+  const size = ({ tensor }: NamedTensor) => elements(tensor.shape) * DTYPES[tagOf(dtype)]!.bytes;
+  const shards: NamedTensor[][] = [[]];
+  let filled = 0;
+  for (const tensor of tensors) {
+    if (filled > 0 && filled + size(tensor) > maxShardBytes) {
+      shards.push([]);
+      filled = 0;
+    }
+    shards.at(-1)!.push(tensor);
+    filled += size(tensor);
+  }
+  const digits = (n: number) => String(n).padStart(5, '0');
+  const names = shards.map((_, i) =>
+    shards.length === 1 ? 'model.safetensors' : `model-${digits(i + 1)}-of-${digits(shards.length)}.safetensors`,
+  );
+  const temporary = names.map((name) => `.${name}.${process.pid}.tmp`);
+  try {
+    for (const [i, shard] of shards.entries()) await saveTensorFile(native, join(dir, temporary[i]!), shard, dtype);
+  } catch (error) {
+    for (const name of temporary) rmSync(join(dir, name), { force: true });
+    throw error;
+  }
+  for (const [i, name] of names.entries()) renameSync(join(dir, temporary[i]!), join(dir, name));
+  const index = 'model.safetensors.index.json';
+  if (shards.length > 1) {
+    const weightMap = Object.fromEntries(shards.flatMap((shard, i) => shard.map(({ name }) => [name, names[i]])));
+    const total = tensors.reduce((sum, tensor) => sum + size(tensor), 0);
+    writeFileAtomic(join(dir, index), `${JSON.stringify({ metadata: { total_size: total }, weight_map: weightMap }, null, 2)}\n`);
+  }
+  for (const name of readdirSync(dir)) {
+    const old = /^model(-\d+-of-\d+)?\.safetensors$/.test(name) && !names.includes(name);
+    if (old || (name === index && shards.length === 1)) rmSync(join(dir, name));
+  }
+  syncDirectory(dir);
+}

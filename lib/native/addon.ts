@@ -1,0 +1,201 @@
+/**
+ * The addon's whole surface, typed once; native/addon.cpp and native/handles.cpp implement it. Failures arrive as errors
+ * with a `code` of ../errors.ts; `callNative` makes WrpoErrors of them.
+ */
+import { WrpoError, type WrpoErrorCode } from '../errors.js';
+
+export type ComputeDtype = 'float32' | 'float64' | 'bfloat16';
+export type Dtype = ComputeDtype | 'float16' | 'int32' | 'int64' | 'uint8';
+export type TensorData = Float32Array | Float64Array | Uint16Array | Int32Array | BigInt64Array | Uint8Array;
+
+/** A tensor whose memory libtorch owns. */
+export interface Tensor {
+  readonly shape: number[];
+  readonly dtype: Dtype;
+  readonly device: 'cpu';
+  /** A typed array over the tensor's own memory, without a copy (bfloat16: its bits, as Uint16Array). */
+  view(): TensorData;
+  /** A copy of the values. */
+  toHost(): TensorData;
+  to(device: 'cpu'): Tensor;
+  /** Lets go of the memory; views that JavaScript still holds keep it alive. */
+  dispose(): void;
+}
+
+export interface TensorConstructor {
+  /** Uninitialised memory. */
+  empty(shape: number[], options?: { dtype?: Dtype; device?: 'cpu' }): Tensor;
+  /** A copy of a typed array; bfloat16 is given as its bits in a Uint16Array. */
+  from(data: TensorData, shape: number[], options?: { dtype?: Dtype; device?: 'cpu' }): Tensor;
+}
+
+export interface NamedTensor {
+  name: string;
+  tensor: Tensor;
+}
+
+/** What native/model/config.h needs to know of a model. */
+export interface ModelShape {
+  vocabSize: number;
+  hiddenSize: number;
+  layers: number;
+  heads: number;
+  kvHeads: number;
+  headDim: number;
+  intermediateSize: number;
+  maxPositions: number;
+  rmsNormEps: number;
+  initializerRange: number;
+  tieWordEmbeddings: boolean;
+  rope: {
+    type: 'default' | 'linear' | 'llama3';
+    theta: number;
+    factor: number;
+    lowFrequencyFactor: number;
+    highFrequencyFactor: number;
+    originalMaxPosition: number;
+  };
+}
+
+/** A packed micro-batch; the layout is described in native/model/batch.h and made by data/pack.ts. */
+export interface Batch {
+  tokens: Int32Array;
+  positions: Int32Array;
+  targets: Int32Array;
+  promptOffsets: Int32Array;
+  responseOffsets: Int32Array;
+  groupOffsets: Int32Array;
+  contestGroups?: Int32Array;
+  contestOffsets?: Int32Array;
+  contestResponses?: Int32Array;
+  contestCoefficients?: Float64Array;
+  contestWeights?: Float64Array;
+  /** Summed reference log-prob of every response. */
+  reference?: Float64Array;
+}
+
+/** The scalar part of an objective; native/train/objective.h has the formulas. */
+export interface ContestForm {
+  form: 'sigmoid' | 'ipo' | 'linear';
+  beta: number;
+  gamma: number;
+  labelSmoothing: number;
+  lengthNormalized: boolean;
+}
+
+export interface LogProbs {
+  /** Summed log-prob of every response, and how many tokens it predicts. */
+  sums: Float64Array;
+  counts: Int32Array;
+  /** One value a predicted token, responses in order. */
+  perToken?: Float64Array;
+  /** Whether each predicted token was the arg max. */
+  greedy?: Uint8Array;
+}
+
+export interface Accumulated {
+  /** Sum of weight × loss over the contests, divided by the normalizer. */
+  loss: number;
+  logps: Float64Array;
+  counts: Int32Array;
+  /** Per contest. */
+  losses: Float64Array;
+  margins: Float64Array;
+}
+
+export interface NativeModel {
+  initialize(seed: number): Promise<void>;
+  logProbs(batch: Batch, options?: { perToken?: boolean; greedy?: boolean }): Promise<LogProbs>;
+  accumulate(batch: Batch, options: { objective: ContestForm; normalizer: number }): Promise<Accumulated>;
+  parameters(options?: { master?: boolean }): NamedTensor[];
+  gradients(): NamedTensor[];
+  zeroGradients(): Promise<void>;
+  /** Rounds the masters into the working weights, after they were written by hand. */
+  syncWork(): Promise<void>;
+  /** A 64-bit hash of the master weights, in hexadecimal. */
+  fingerprint(): Promise<string>;
+  close(): Promise<void>;
+}
+
+export interface NativeAdamW {
+  step(): Promise<{ gradNorm: number; learningRate: number }>;
+  learningRateAt(step: number): number;
+  state(): { m: NamedTensor[]; v: NamedTensor[] };
+  completed: number;
+  close(): Promise<void>;
+}
+
+export interface AdamWShape {
+  learningRate: number;
+  beta1: number;
+  beta2: number;
+  eps: number;
+  weightDecay: number;
+  maxGradNorm: number;
+  warmupSteps: number;
+  totalSteps: number;
+  schedule: 'cosine' | 'linear' | 'constant';
+}
+
+export interface MemoryStats {
+  current: number;
+  peak: number;
+  /** The largest single allocation since the last reset. */
+  largest: number;
+}
+
+interface HeadArguments {
+  hidden: Tensor;
+  weight: Tensor;
+  targets: Int32Array;
+  headChunkBytes: number;
+}
+
+export interface NativeInfo {
+  torchVersion: string;
+  cpuCapability: string;
+  threads: number;
+  devices: string[];
+}
+
+export interface NativeAddon {
+  info(): NativeInfo;
+  /** Bytes of CPU tensors in this process. */
+  memory(options?: { resetPeak?: boolean }): MemoryStats;
+  Tensor: TensorConstructor;
+  Model: new (shape: ModelShape, options: { dtype: ComputeDtype; headChunkBytes: number }) => NativeModel;
+  AdamW: new (model: NativeModel, options: AdamWShape) => NativeAdamW;
+  selectedLogProbs(options: HeadArguments): Promise<{ logps: Tensor; lse: Tensor }>;
+  selectedLogProbsBackward(
+    options: HeadArguments & { lse: Tensor; dLogps: Tensor },
+  ): Promise<{ dHidden: Tensor; dWeight: Tensor }>;
+  contestLoss(
+    contest: { policy: Float64Array; reference?: Float64Array; lengths?: Int32Array; coefficients: Float64Array },
+    form: ContestForm,
+  ): { loss: number; margin: number; gradient: Float64Array };
+  readTensors(
+    path: string,
+    ranges: { name: string; tensor: Tensor; dtype: Dtype; offset: number; bytes: number }[],
+  ): Promise<void>;
+  writeTensors(path: string, header: Uint8Array, tensors: Tensor[], dtype: Dtype): Promise<void>;
+}
+
+/** An error of the addon as a WrpoError; anything else unchanged. */
+export function fromNative(error: unknown): unknown {
+  if (error instanceof WrpoError || !(error instanceof Error)) return error;
+  const code = (error as Error & { code?: string }).code;
+  return code?.startsWith('ERR_') ? new WrpoError(code as WrpoErrorCode, error.message) : error;
+}
+
+/** Runs one call of the addon; its errors become WrpoErrors. */
+export function callNative<T>(body: () => T): T {
+  try {
+    const result = body();
+    if (!(result instanceof Promise)) return result;
+    return result.catch((error: unknown) => {
+      throw fromNative(error);
+    }) as T;
+  } catch (error) {
+    throw fromNative(error);
+  }
+}

@@ -1,0 +1,276 @@
+/**
+ * Where libtorch is, and how it gets there. Imports nothing but Node's own modules: setup.mjs runs the compiled form.
+ */
+import { spawn, spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import {
+  createReadStream,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
+import { homedir } from 'node:os';
+import { basename, dirname, join, resolve } from 'node:path';
+import { WrpoError } from '../errors.js';
+
+/** The libtorch this version of wrpo is built and tested with. */
+export const LIBTORCH_VERSION = '2.13.0';
+
+const DEFAULT_INDEX = 'https://download.pytorch.org/whl/cpu';
+const SUMS = 'SHA256SUMS';
+
+/** A libtorch directory: `lib/`, `include/` and a version file directly inside. */
+export interface Libtorch {
+  dir: string;
+  /** Without a local suffix: `2.13.0`. */
+  version: string;
+  /** `cpu`, or the CUDA release it was built for, such as `cu130` (`cuda` where it does not say). */
+  variant: 'cpu' | `cu${string}`;
+  /** How it was found. */
+  origin: 'WRPO_LIBTORCH' | 'LIBTORCH' | 'cache' | 'python';
+}
+
+/**
+ * The libtorch to use: the directory that `WRPO_LIBTORCH` or `LIBTORCH` names, else the per-user cache that `wrpo setup`
+ * fills, else the active Python's torch of the pinned release.
+ */
+export function findLibtorch(): Libtorch | undefined {
+  for (const name of ['WRPO_LIBTORCH', 'LIBTORCH'] as const) {
+    const value = process.env[name];
+    if (!value) continue;
+    const expected = 'expected the directory of an unpacked libtorch, such as the torch directory of a CPU wheel.';
+    if (!existsSync(join(value, 'lib', 'libtorch_cpu.so'))) {
+      throw new WrpoError('ERR_NATIVE_LOAD', `${name}=${value} holds no lib/libtorch_cpu.so: ${expected}`);
+    }
+    const found = inspect(resolve(value), name);
+    if (!found) throw new WrpoError('ERR_NATIVE_LOAD', `${name}=${value} does not say its version: ${expected}`);
+    return found;
+  }
+  return inspect(libtorchCache(), 'cache') ?? findInPython();
+}
+
+/** The directory that `wrpo setup` fills. */
+export function libtorchCache(): string {
+  const caches = process.env.XDG_CACHE_HOME || join(homedir(), '.cache');
+  return join(caches, 'wrpo', `libtorch-${LIBTORCH_VERSION}-cpu`);
+}
+
+/** libtorch promises its C++ ABI only within a minor release. */
+export function sameRelease(a: string, b: string): boolean {
+  const release = (version: string) => version.split('.', 2).join('.');
+  return release(a) === release(b);
+}
+
+/**
+ * A libtorch that the CPU core can be built on and run with: the one found if it fits and is intact, else a fetched one.
+ */
+export async function provideLibtorch(options: { log: (line: string) => void }): Promise<Libtorch> {
+  const found = findLibtorch();
+  if (found?.origin === 'cache') {
+    const { broken } = await verifyLibtorch(found.dir);
+    if (broken.length === 0) return found;
+    options.log(`libtorch in ${found.dir} is damaged (${broken.join(', ')}): fetching it again`);
+  } else if (found?.origin === 'python') {
+    if (found.variant === 'cpu' && existsSync(join(found.dir, 'include', 'ATen', 'ATen.h'))) return found;
+  } else if (found) {
+    if (found.variant === 'cpu') return found;
+    throw new WrpoError(
+      'ERR_NATIVE_LOAD',
+      `${found.origin}=${found.dir} is a CUDA libtorch (${found.variant}), for which this version of wrpo has no core: unset ${found.origin} or point it to a CPU libtorch.`,
+    );
+  }
+  return fetchLibtorch(options);
+}
+
+/** Downloads the pinned CPU libtorch with pip and unpacks it into the per-user cache. */
+export async function fetchLibtorch({ log }: { log: (line: string) => void }): Promise<Libtorch> {
+  requirePip();
+  const cache = libtorchCache();
+  let work: string | undefined;
+  try {
+    mkdirSync(dirname(cache), { recursive: true });
+    sweep(cache);
+    work = mkdtempSync(`${cache}.partial-`);
+    log(`libtorch ${LIBTORCH_VERSION}+cpu: downloading (190 MB)…`);
+    const wheel = await downloadWheel(join(work, 'wheel'));
+    log(`libtorch ${LIBTORCH_VERSION}+cpu: unpacking into ${cache}…`);
+    const unpacked = join(work, basename(cache));
+    await unpackWheel(wheel, unpacked);
+    const libraries = readdirSync(join(unpacked, 'lib')).sort();
+    const sums = await Promise.all(libraries.map((name) => sha256(join(unpacked, 'lib', name))));
+    writeFileSync(join(unpacked, SUMS), libraries.map((name, i) => `${sums[i]}  lib/${name}\n`).join(''));
+    await publish(unpacked, cache);
+  } catch (cause) {
+    if (cause instanceof WrpoError) throw cause;
+    const reason = (cause as Error).message;
+    throw new WrpoError('ERR_NATIVE_LOAD', `libtorch could not be stored in ${cache}: ${reason}.`, { cause });
+  } finally {
+    if (work) rmSync(work, { recursive: true, force: true });
+  }
+  return inspect(cache, 'cache')!;
+}
+
+/**
+ * Compares a fetched libtorch with the sums written when it was unpacked. `ok` needs sums: a directory of the user's own
+ * has none and is `checked: 0`.
+ */
+export async function verifyLibtorch(dir: string): Promise<{ ok: boolean; checked: number; broken: string[] }> {
+  const lines = read(dir, SUMS).split('\n').filter(Boolean);
+  const broken: string[] = [];
+  for (const line of lines) {
+    const [sum, name] = line.split('  ') as [string, string];
+    const actual = await sha256(join(dir, name)).catch(() => 'unreadable');
+    if (actual !== sum) broken.push(name);
+  }
+  return { ok: lines.length > 0 && broken.length === 0, checked: lines.length, broken };
+}
+
+/** Unpacks what building and running needs of a torch wheel into `dir`, without `torch/`. */
+export async function unpackWheel(wheel: string, dir: string): Promise<void> {
+  const { status, output } = await run('python3', ['-c', UNPACK, wheel, dir]);
+  if (status !== 0) {
+    throw new WrpoError('ERR_NATIVE_LOAD', `${basename(wheel)} could not be unpacked: ${lastLine(output)}.`);
+  }
+  const version = inspect(dir, 'cache')?.version;
+  if (version !== LIBTORCH_VERSION) {
+    const got = version ? `libtorch ${version}` : 'no libtorch';
+    throw new WrpoError('ERR_NATIVE_LOAD', `${basename(wheel)} holds ${got}: expected libtorch ${LIBTORCH_VERSION}.`);
+  }
+}
+
+// Python's zipfile, since pip needs Python anyway and Node reads no zip. The arm64 wheel keeps its BLAS beside libtorch.
+const UNPACK = String.raw`
+import os, re, shutil, sys, zipfile
+wheel, root = sys.argv[1], os.path.realpath(sys.argv[2])
+libraries = r'lib/lib(torch_cpu|c10|gomp|gfortran|openblas|arm_compute)([-_.][^/]*)?\.so[^/]*'
+wanted = re.compile(r'torch/(version\.py|include/.+|' + libraries + ')', re.S)
+try:
+    with zipfile.ZipFile(wheel) as archive:
+        for entry in archive.infolist():
+            if entry.is_dir() or not wanted.fullmatch(entry.filename):
+                continue
+            target = os.path.realpath(os.path.join(root, entry.filename[len('torch/'):]))
+            if not target.startswith(root + os.sep):
+                sys.exit('it holds the unsafe name ' + entry.filename)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            with archive.open(entry) as source, open(target, 'xb') as file:
+                shutil.copyfileobj(source, file, 1 << 20)
+except (OSError, zipfile.BadZipFile) as error:
+    sys.exit(str(error))
+`;
+
+// find_spec locates the package without running it. The empty entry of sys.path is the working directory, where a
+// stranger's torch.py must not count.
+const LOCATE = `
+import sys
+sys.path = [entry for entry in sys.path if entry]
+from importlib.util import find_spec
+spec = find_spec('torch')
+print(spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else '')
+`;
+
+function findInPython(): Libtorch | undefined {
+  const { stdout } = spawnSync('python3', ['-c', LOCATE], { encoding: 'utf8', timeout: 10_000 });
+  const dir = stdout?.trim();
+  const found = dir ? inspect(dir, 'python') : undefined;
+  return found && sameRelease(found.version, LIBTORCH_VERSION) ? found : undefined;
+}
+
+// Wheels have version.py, PyTorch's own libtorch archives build-version, and every build its headers.
+function inspect(dir: string, origin: Libtorch['origin']): Libtorch | undefined {
+  if (!existsSync(join(dir, 'lib', 'libtorch_cpu.so'))) return undefined;
+  const label = /^__version__ = ['"](.+)['"]/m.exec(read(dir, 'version.py'))?.[1] ?? read(dir, 'build-version');
+  const header = read(dir, 'include/torch/headeronly/version.h') || read(dir, 'include/torch/version.h');
+  const named = /^\d+\.\d+\.\d+/.exec(label)?.[0] ?? /define TORCH_VERSION\s+\\?\s*"(\d+\.\d+\.\d+)/.exec(header)?.[1];
+  if (!named) return undefined;
+  const cuda = existsSync(join(dir, 'lib', 'libtorch_cuda.so'));
+  const variant = cuda ? ((/\+(cu\d+)/.exec(label)?.[1] ?? 'cuda') as Libtorch['variant']) : 'cpu';
+  return { dir, version: named, variant, origin };
+}
+
+function read(dir: string, name: string): string {
+  try {
+    return readFileSync(join(dir, name), 'utf8');
+  } catch {
+    return '';
+  }
+}
+
+function requirePip(): void {
+  const { error, status } = spawnSync('python3', ['-m', 'pip', '--version'], { stdio: 'ignore' });
+  if (!error && status === 0) return;
+  throw new WrpoError(
+    'ERR_NATIVE_LOAD',
+    `${error ? 'python3' : "python3's pip"} is missing, and libtorch is downloaded with it: install it (Debian: apt install python3-pip; Fedora: dnf install python3-pip), or set WRPO_LIBTORCH to an unpacked libtorch ${LIBTORCH_VERSION}.`,
+  );
+}
+
+// First as the user has configured pip, with mirrors and proxies; then PyTorch's index, since PyPI's Linux wheel is the
+// CUDA build; then for a Python that this torch has no wheel for, because libtorch does not care about Python.
+async function downloadWheel(dir: string): Promise<string> {
+  const index = ['--index-url', process.env.WRPO_TORCH_INDEX || DEFAULT_INDEX];
+  const requirement = `torch==${LIBTORCH_VERSION}+cpu`;
+  const reasons = new Set<string>();
+  for (const extra of [[], index, [...index, '--only-binary=:all:', '--python-version', '3.12']]) {
+    const args = ['-m', 'pip', 'download', '--no-deps', '--dest', dir, ...extra, requirement];
+    const { status, output } = await run('python3', args);
+    const wheel = status === 0 && readdirSync(dir).find((name) => name.endsWith('.whl'));
+    if (wheel) return join(dir, wheel);
+    reasons.add([...output.matchAll(/^ERROR: (.+)$/gm)].at(-1)?.[1] ?? lastLine(output));
+  }
+  throw new WrpoError(
+    'ERR_NATIVE_LOAD',
+    `pip could not download ${requirement} (${[...reasons].join('; ')}): check the network and pip's configuration, name another index in WRPO_TORCH_INDEX, or set WRPO_LIBTORCH to an unpacked libtorch ${LIBTORCH_VERSION}.`,
+  );
+}
+
+// A rename is all or nothing, so a reader sees a whole directory or none. What stands there already is another setup's
+// work, which may be in use and stays, or damaged, and goes.
+async function publish(from: string, to: string): Promise<void> {
+  if ((await verifyLibtorch(to)).ok) return;
+  unless('ENOENT', () => renameSync(to, `${from}.damaged`));
+  unless('ENOTEMPTY', () => renameSync(from, to));
+}
+
+function unless(code: string, action: () => void): void {
+  try {
+    action();
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== code) throw error;
+  }
+}
+
+// What a killed setup left behind is half a gigabyte; a day old, nobody is writing it any more.
+function sweep(cache: string): void {
+  for (const name of readdirSync(dirname(cache))) {
+    const path = join(dirname(cache), name);
+    if (!name.startsWith(`${basename(cache)}.partial-`)) continue;
+    if (Date.now() - (statSync(path, { throwIfNoEntry: false })?.mtimeMs ?? Date.now()) < 86_400_000) continue;
+    rmSync(path, { recursive: true, force: true });
+  }
+}
+
+async function sha256(path: string): Promise<string> {
+  const hash = createHash('sha256');
+  for await (const chunk of createReadStream(path, { highWaterMark: 1 << 20 })) hash.update(chunk);
+  return hash.digest('hex');
+}
+
+function run(command: string, args: string[]): Promise<{ status: number | null; output: string }> {
+  return new Promise((done, failed) => {
+    const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'pipe'] });
+    const parts: Buffer[] = [];
+    child.stdout.on('data', (part) => parts.push(part));
+    child.stderr.on('data', (part) => parts.push(part));
+    child.on('error', failed);
+    child.on('close', (status) => done({ status, output: Buffer.concat(parts).toString() }));
+  });
+}
+
+const lastLine = (text: string) => text.trim().split('\n').at(-1)!.replace(/\.$/, '');

@@ -1,0 +1,287 @@
+#include "handles.h"
+
+#include "kernels/kernels.h"
+#include "tensor.h"
+#include "worker.h"
+
+namespace wrpo {
+namespace {
+
+ModelConfig parseConfig(Napi::Object o) {
+  auto whole = [&](const char* key) {
+    double n = number(o, key);
+    if (!(n >= 1 && n <= 1e12 && n == std::floor(n))) fail("ERR_MODEL", std::string(key) + " must be a positive whole number");
+    return int64_t(n);
+  };
+  ModelConfig c{whole("vocabSize"), whole("hiddenSize"), whole("layers"),           whole("heads"),
+                whole("kvHeads"),   whole("headDim"),    whole("intermediateSize"), whole("maxPositions"),
+                number(o, "rmsNormEps"), number(o, "initializerRange"), o.Get("tieWordEmbeddings").ToBoolean(), {}};
+  if (c.heads % c.kvHeads != 0) fail("ERR_MODEL", "heads must be a multiple of kvHeads");
+  if (c.headDim % 2 != 0) fail("ERR_MODEL", "headDim must be even");
+  auto r = o.Get("rope").As<Napi::Object>();
+  c.rope = {text(r, "type"), number(r, "theta"), number(r, "factor"), number(r, "lowFrequencyFactor"),
+            number(r, "highFrequencyFactor"), number(r, "originalMaxPosition")};
+  return c;
+}
+
+Batch parseBatch(Napi::Value value) {
+  if (!value.IsObject()) fail("ERR_CONFIG", "expected a packed batch");
+  auto o = value.As<Napi::Object>();
+  auto ints = [&](const char* key) { return numbers<int32_t>(o, key); };
+  auto doubles = [&](const char* key) { return numbers<double>(o, key); };
+  return {ints("tokens"),        ints("positions"),      ints("targets"),          ints("promptOffsets"),
+          ints("responseOffsets"), ints("groupOffsets"), ints("contestGroups"),    ints("contestOffsets"),
+          ints("contestResponses"), doubles("contestCoefficients"), doubles("contestWeights"), doubles("reference")};
+}
+
+bool flag(Napi::Value options, const char* key) {
+  return options.IsObject() && options.As<Napi::Object>().Get(key).ToBoolean();
+}
+
+Engine& engine(Napi::Env env) { return *environment(env).engine; }
+
+void requireIdle(Napi::Env env, const char* what) {
+  if (engine(env).pending() > 0)
+    fail("ERR_CLOSED", std::string(what) + " is not available while calls are queued: await them first");
+}
+
+// Named views of a flat buffer.
+Napi::Value namedViews(Napi::Env env, const Weights& weights, const at::Tensor& flat) {
+  auto list = Napi::Array::New(env);
+  for (const auto& p : weights.parameters()) {
+    auto entry = Napi::Object::New(env);
+    entry.Set("name", p.name);
+    entry.Set("tensor", TensorHandle::wrap(env, weights.slice(flat, p)));
+    list.Set(list.Length(), entry);
+  }
+  return list;
+}
+
+constexpr auto nothing = [](Napi::Env env, int) -> Napi::Value { return env.Undefined(); };
+
+}  // namespace
+
+Objective parseObjective(Napi::Object o) {
+  Objective objective;
+  std::string form = text(o, "form");
+  if (form == "sigmoid") objective.form = Objective::Form::Sigmoid;
+  else if (form == "ipo") objective.form = Objective::Form::Ipo;
+  else if (form == "linear") objective.form = Objective::Form::Linear;
+  else fail("ERR_CONFIG", "objective form \"" + form + "\": expected sigmoid, ipo or linear");
+  objective.beta = number(o, "beta");
+  objective.gamma = number(o, "gamma");
+  objective.labelSmoothing = number(o, "labelSmoothing");
+  objective.lengthNormalized = o.Get("lengthNormalized").ToBoolean();
+  if (objective.form == Objective::Form::Ipo && objective.beta == 0) fail("ERR_CONFIG", "beta (tau) of the IPO loss must not be 0");
+  return objective;
+}
+
+Napi::Function ModelHandle::define(Napi::Env env) {
+  return DefineClass(env, "Model",
+                     {
+                         InstanceMethod("initialize", &ModelHandle::initialize),
+                         InstanceMethod("logProbs", &ModelHandle::logProbs),
+                         InstanceMethod("accumulate", &ModelHandle::accumulate),
+                         InstanceMethod("parameters", &ModelHandle::parameters),
+                         InstanceMethod("gradients", &ModelHandle::gradients),
+                         InstanceMethod("zeroGradients", &ModelHandle::zeroGradients),
+                         InstanceMethod("syncWork", &ModelHandle::syncWork),
+                         InstanceMethod("fingerprint", &ModelHandle::fingerprint),
+                         InstanceMethod("close", &ModelHandle::close),
+                     });
+}
+
+ModelHandle::ModelHandle(const Napi::CallbackInfo& info) : Napi::ObjectWrap<ModelHandle>(info) {
+  guarded(info.Env(), [&] {
+    if (!info[0].IsObject() || !info[1].IsObject()) fail("ERR_CONFIG", "Model: expected (config, options)");
+    auto options = info[1].As<Napi::Object>();
+    auto dtype = parseDtype(options.Get("dtype"));
+    if (dtype != at::kFloat && dtype != at::kDouble && dtype != at::kBFloat16)
+      fail("ERR_CONFIG", "dtype: expected float32, float64 or bfloat16");
+    c10::InferenceMode guard;
+    model_ = std::make_shared<Model>(parseConfig(info[0].As<Napi::Object>()), dtype, int64_t(number(options, "headChunkBytes")));
+  });
+}
+
+std::shared_ptr<Model> ModelHandle::model() const {
+  if (!model_) fail("ERR_CLOSED", "the model was closed");
+  return model_;
+}
+
+ModelHandle* ModelHandle::of(Napi::Value value) {
+  if (!value.IsObject() || !value.As<Napi::Object>().InstanceOf(environment(value.Env()).model.Value()))
+    fail("ERR_CONFIG", "expected a Model");
+  return Unwrap(value.As<Napi::Object>());
+}
+
+Napi::Value ModelHandle::initialize(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    auto seed = uint64_t(info[0].ToNumber().DoubleValue());
+    return engine(info.Env()).run(info.Env(), Value(), [m = model(), seed] { return m->weights().initialize(seed), 0; }, nothing);
+  });
+}
+
+Napi::Value ModelHandle::logProbs(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    auto batch = std::make_shared<Batch>(parseBatch(info[0]));
+    bool perToken = flag(info[1], "perToken"), greedy = flag(info[1], "greedy");
+    return engine(info.Env())
+        .run(info.Env(), Value(), [m = model(), batch, perToken, greedy] { return m->logProbs(*batch, perToken, greedy); },
+             [perToken, greedy](Napi::Env env, const LogProbs& r) -> Napi::Value {
+               auto o = Napi::Object::New(env);
+               o.Set("sums", toJs(env, r.sums));
+               o.Set("counts", toJs(env, r.counts));
+               if (perToken) o.Set("perToken", toJs(env, r.perToken));
+               if (greedy) o.Set("greedy", toJs(env, r.argmax));
+               return o;
+             });
+  });
+}
+
+Napi::Value ModelHandle::accumulate(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    auto batch = std::make_shared<Batch>(parseBatch(info[0]));
+    if (!info[1].IsObject()) fail("ERR_CONFIG", "accumulate: expected {objective, normalizer}");
+    auto options = info[1].As<Napi::Object>();
+    Objective objective = parseObjective(options.Get("objective").As<Napi::Object>());
+    double normalizer = number(options, "normalizer");
+    if (!(normalizer > 0)) fail("ERR_CONFIG", "accumulate: normalizer must be positive");
+    return engine(info.Env())
+        .run(info.Env(), Value(), [m = model(), batch, objective, normalizer] { return m->accumulate(*batch, objective, normalizer); },
+             [](Napi::Env env, const Accumulated& r) -> Napi::Value {
+               auto o = Napi::Object::New(env);
+               o.Set("loss", r.loss);
+               o.Set("logps", toJs(env, r.logps));
+               o.Set("counts", toJs(env, r.counts));
+               o.Set("losses", toJs(env, r.losses));
+               o.Set("margins", toJs(env, r.margins));
+               return o;
+             });
+  });
+}
+
+Napi::Value ModelHandle::parameters(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    requireIdle(info.Env(), "parameters()");
+    auto m = model();
+    return namedViews(info.Env(), m->weights(), flag(info[0], "master") ? m->weights().master : m->weights().work);
+  });
+}
+
+Napi::Value ModelHandle::gradients(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    requireIdle(info.Env(), "gradients()");
+    c10::InferenceMode guard;
+    return namedViews(info.Env(), model()->weights(), model()->weights().grad());
+  });
+}
+
+Napi::Value ModelHandle::zeroGradients(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    return engine(info.Env()).run(info.Env(), Value(), [m = model()] {
+      if (m->weights().hasGrad()) m->weights().grad().zero_();
+      return 0;
+    }, nothing);
+  });
+}
+
+Napi::Value ModelHandle::syncWork(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    return engine(info.Env()).run(info.Env(), Value(), [m = model()] { return m->weights().syncWork(), 0; }, nothing);
+  });
+}
+
+Napi::Value ModelHandle::fingerprint(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    return engine(info.Env()).run(info.Env(), Value(), [m = model()] { return wrpo::fingerprint(m->weights().master); },
+                                  [](Napi::Env env, uint64_t hash) -> Napi::Value {
+                                    char hex[17];
+                                    std::snprintf(hex, sizeof(hex), "%016llx", static_cast<unsigned long long>(hash));
+                                    return Napi::String::New(env, hex);
+                                  });
+  });
+}
+
+Napi::Value ModelHandle::close(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    // Behind everything that is queued; the memory goes with the last job that uses it.
+    auto m = std::move(model_);
+    return engine(info.Env()).run(info.Env(), Value(), [m = std::move(m)]() mutable { return m.reset(), 0; }, nothing);
+  });
+}
+
+Napi::Function AdamWHandle::define(Napi::Env env) {
+  return DefineClass(env, "AdamW",
+                     {
+                         InstanceMethod("step", &AdamWHandle::step),
+                         InstanceMethod("learningRateAt", &AdamWHandle::learningRateAt),
+                         InstanceMethod("state", &AdamWHandle::state),
+                         InstanceAccessor("completed", &AdamWHandle::completed, &AdamWHandle::setCompleted),
+                         InstanceMethod("close", &AdamWHandle::close),
+                     });
+}
+
+AdamWHandle::AdamWHandle(const Napi::CallbackInfo& info) : Napi::ObjectWrap<AdamWHandle>(info) {
+  guarded(info.Env(), [&] {
+    model_ = ModelHandle::of(info[0])->model();
+    if (!info[1].IsObject()) fail("ERR_CONFIG", "AdamW: expected (model, options)");
+    auto o = info[1].As<Napi::Object>();
+    AdamWOptions options{number(o, "learningRate"), number(o, "beta1"),       number(o, "beta2"),
+                         number(o, "eps"),          number(o, "weightDecay"), number(o, "maxGradNorm"),
+                         int64_t(number(o, "warmupSteps")), int64_t(number(o, "totalSteps")), text(o, "schedule")};
+    if (options.schedule != "cosine" && options.schedule != "linear" && options.schedule != "constant")
+      fail("ERR_CONFIG", "schedule \"" + options.schedule + "\": expected cosine, linear or constant");
+    c10::InferenceMode guard;
+    adamw_ = std::make_shared<AdamW>(model_->weights(), options);
+  });
+}
+
+std::shared_ptr<AdamW> AdamWHandle::adamw() const {
+  if (!adamw_) fail("ERR_CLOSED", "the optimizer was closed");
+  return adamw_;
+}
+
+Napi::Value AdamWHandle::step(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    return engine(info.Env()).run(info.Env(), Value(), [a = adamw(), m = model_] { return a->step(); },
+                                  [](Napi::Env env, const AdamW::Step& s) -> Napi::Value {
+                                    auto o = Napi::Object::New(env);
+                                    o.Set("gradNorm", s.gradNorm);
+                                    o.Set("learningRate", s.learningRate);
+                                    return o;
+                                  });
+  });
+}
+
+Napi::Value AdamWHandle::learningRateAt(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    return Napi::Number::New(info.Env(), AdamW::learningRateAt(adamw()->options, info[0].ToNumber().Int64Value()));
+  });
+}
+
+Napi::Value AdamWHandle::state(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    requireIdle(info.Env(), "state()");
+    auto o = Napi::Object::New(info.Env());
+    o.Set("m", namedViews(info.Env(), model_->weights(), adamw()->m));
+    o.Set("v", namedViews(info.Env(), model_->weights(), adamw()->v));
+    return o;
+  });
+}
+
+Napi::Value AdamWHandle::completed(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] { return Napi::Number::New(info.Env(), double(adamw()->completed)); });
+}
+
+void AdamWHandle::setCompleted(const Napi::CallbackInfo& info, const Napi::Value& value) {
+  guarded(info.Env(), [&] { adamw()->completed = value.ToNumber().Int64Value(); });
+}
+
+Napi::Value AdamWHandle::close(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    auto a = std::move(adamw_);
+    return engine(info.Env()).run(info.Env(), Value(), [a = std::move(a)]() mutable { return a.reset(), 0; }, nothing);
+  });
+}
+
+}  // namespace wrpo

@@ -1,0 +1,116 @@
+// The optimiser's passes over flat buffers. AdamW reads and writes every state once: 16 bytes read and 16 written a
+// float32 parameter, the gradient's zeroing included.
+#include "kernels/dispatch.h"
+#include "kernels/kernels.h"
+#include "kernels/simd.h"
+
+namespace wrpo {
+namespace {
+
+using namespace simd;
+
+constexpr int64_t chunk = 65536;
+
+template <class S>
+WRPO_INLINE void updateRange(S* p, S* grad, S* m, S* v, const AdamWStep& step, int64_t begin, int64_t end) {
+  const S scale = S(step.gradScale), b1 = S(step.beta1), b2 = S(step.beta2), eps = S(step.eps);
+  const S keep = S(1 - step.learningRate * step.weightDecay);
+  const S stepSize = S(step.learningRate / (1 - std::pow(step.beta1, double(step.step))));
+  const S rootCorrection = S(std::sqrt(1 - std::pow(step.beta2, double(step.step))));
+  for (int64_t i = begin; i < end; ++i) {
+    S g = grad[i] * scale;
+    grad[i] = S(0);
+    S mean = m[i] + (g - m[i]) * (S(1) - b1);
+    S square = v[i] * b2 + g * g * (S(1) - b2);
+    m[i] = mean;
+    v[i] = square;
+    p[i] = p[i] * keep - stepSize * (mean / (std::sqrt(square) / rootCorrection + eps));
+  }
+}
+
+WRPO_CLONES void update(float* p, float* g, float* m, float* v, const AdamWStep& s, int64_t b, int64_t e) {
+  updateRange<float>(p, g, m, v, s, b, e);
+}
+WRPO_CLONES void update(double* p, double* g, double* m, double* v, const AdamWStep& s, int64_t b, int64_t e) {
+  updateRange<double>(p, g, m, v, s, b, e);
+}
+
+WRPO_CLONES double squares(const float* g, int64_t n) {
+  double total = 0;
+  for (int64_t i = 0; i < n; i += 1024) {
+    F32 part{};
+    int64_t stop = i + 1024 < n ? i + 1024 : n, k = i;
+    for (; k + 16 <= stop; k += 16) part += load<float>(g + k) * load<float>(g + k);
+    total += double(sum(part));
+    for (; k < stop; ++k) total += double(g[k]) * double(g[k]);
+  }
+  return total;
+}
+double squares(const double* g, int64_t n) {
+  double total = 0;
+  for (int64_t i = 0; i < n; ++i) total += g[i] * g[i];
+  return total;
+}
+
+int64_t chunks(int64_t n) { return (n + chunk - 1) / chunk; }
+
+}  // namespace
+
+void adamwUpdate(const at::Tensor& master, const at::Tensor& work, const at::Tensor& grad, const at::Tensor& m,
+                 const at::Tensor& v, const AdamWStep& step) {
+  byType(master.scalar_type(), [&](auto zero) {
+    using S = decltype(zero);
+    if constexpr (!std::is_same_v<S, c10::BFloat16>) {
+      bool copy = work.data_ptr() != master.data_ptr();
+      parallelRows(chunks(master.numel()), 1, [&](int64_t first, int64_t last) {
+        int64_t begin = first * chunk, end = std::min(master.numel(), last * chunk);
+        update(data<S>(master), data<S>(grad), data<S>(m), data<S>(v), step, begin, end);
+        if (copy)
+          for (int64_t i = begin; i < end; ++i) data<c10::BFloat16>(work)[i] = c10::BFloat16(float(data<S>(master)[i]));
+      });
+    }
+  });
+}
+
+double gradientNorm(const at::Tensor& grad) {
+  std::vector<double> partial(chunks(grad.numel()));
+  byType(grad.scalar_type(), [&](auto zero) {
+    using S = decltype(zero);
+    if constexpr (!std::is_same_v<S, c10::BFloat16>)
+      parallelRows(partial.size(), 4, [&](int64_t first, int64_t last) {
+        for (int64_t c = first; c < last; ++c)
+          partial[c] = squares(data<S>(grad) + c * chunk, std::min(chunk, grad.numel() - c * chunk));
+      });
+  });
+  double total = 0;
+  for (double p : partial) total += p;
+  return std::sqrt(total);
+}
+
+uint64_t fingerprint(const at::Tensor& flat) {
+  int64_t bytes = flat.nbytes(), block = chunk * 4;
+  const char* p = static_cast<const char*>(flat.data_ptr());
+  std::vector<uint64_t> partial((bytes + block - 1) / block);
+  parallelRows(partial.size(), 4, [&](int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; ++c) {
+      uint64_t h[4] = {1, 2, 3, 4};
+      int64_t n = std::min(block, bytes - c * block);
+      for (int64_t i = 0; i < n; i += 8) {
+        uint64_t word = 0;
+        std::memcpy(&word, p + c * block + i, std::min<int64_t>(8, n - i));
+        uint64_t& lane = h[(i >> 3) & 3];
+        lane = (lane ^ word) * 0x9e3779b97f4a7c15ull;
+        lane ^= lane >> 29;
+      }
+      partial[c] = h[0] ^ (h[1] * 3) ^ (h[2] * 5) ^ (h[3] * 7);
+    }
+  });
+  uint64_t total = 0xcbf29ce484222325ull;
+  for (uint64_t h : partial) {
+    total = (total ^ h) * 0x9e3779b97f4a7c15ull;
+    total ^= total >> 32;
+  }
+  return total;
+}
+
+}  // namespace wrpo

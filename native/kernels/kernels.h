@@ -1,0 +1,70 @@
+// Every custom op, one declaration each; one file per op. All tensors are contiguous rows unless a leading dimension is
+// said to vary; T = packed tokens, R = response rows, H = hidden size, F = feed-forward size, V = vocabulary. Storage may
+// be float32, float64 or bfloat16; arithmetic is float32 (float64 for float64). Every op gives the same bits for the same
+// input, thread count and machine.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <vector>
+
+namespace wrpo {
+
+// Splits [0, n) over the OpenMP team in blocks of at least `grain` (a thin wrapper of at::parallel_for).
+void parallelRows(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
+
+// ---- rms_norm.cpp: y = w * x / sqrt(mean(x^2) + eps)
+// If `residual` is defined, sum = x + residual is written first (sum may be x) and normalised instead of x.
+// rstd [T] keeps 1/sqrt(...) in the compute type.
+void rmsNormForward(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& sum, const at::Tensor& w, double eps,
+                    const at::Tensor& y, const at::Tensor& rstd);
+// dx += the gradient through the norm; dw [H] += in the gradient type. `x` is the (summed) input of the forward.
+void rmsNormBackward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& w, const at::Tensor& rstd,
+                     const at::Tensor& dx, const at::Tensor& dw);
+
+// ---- rope.cpp: rotary embedding, half-split as in Hugging Face's rotate_half
+struct RopeSettings {
+  std::string type = "default";  // default | linear | llama3
+  double theta = 10000, factor = 1, lowFrequencyFactor = 1, highFrequencyFactor = 4, originalMaxPosition = 8192;
+};
+// Inverse frequencies [headDim / 2] float32, with transformers' own float32 operations (modeling_rope_utils.py), so that
+// tables agree to the bit.
+at::Tensor ropeFrequencies(const RopeSettings& settings, int64_t headDim);
+// [positions, 2, headDim / 2] float32: cosines, then sines.
+at::Tensor ropeTable(const at::Tensor& frequencies, int64_t positions);
+// Rotates the first `heads` heads of each row of x [T, ld] in place; sign -1 is the backward (inverse) rotation.
+void rope(const at::Tensor& x, int64_t heads, int64_t headDim, const at::Tensor& table, const int32_t* positions, int sign);
+
+// ---- swiglu.cpp: h = silu(gate) * up, gateUp [T, 2F] = gate | up
+void swigluForward(const at::Tensor& gateUp, const at::Tensor& h);
+// Writes h again (for the weight gradient of down_proj) and replaces gateUp by its gradient.
+void swigluBackward(const at::Tensor& dh, const at::Tensor& gateUp, const at::Tensor& h);
+
+// ---- logprob.cpp: log-softmax at the target, fused
+// z [R, V] logits; logp, lse [R] in the compute type; argmax[r] = 1 when no logit is above the target's (may be null).
+void logprobForward(const at::Tensor& z, const int32_t* targets, const at::Tensor& logp, const at::Tensor& lse, uint8_t* argmax);
+// In place z <- dLoss/dz = g_r * (onehot(target_r) - softmax(z_r)), g [R] = dLoss/dlogp in the compute type.
+void logprobBackward(const at::Tensor& z, const int32_t* targets, const at::Tensor& lse, const at::Tensor& g);
+
+// ---- merge_lse.cpp: one softmax over two disjoint key sets from the two halves
+// out [R, heads * d] and lse [R, heads] hold the first half and receive the merged result; R rows of each.
+void mergeLse(const at::Tensor& out, const at::Tensor& lse, const at::Tensor& out2, const at::Tensor& lse2, int64_t heads);
+
+// ---- embedding.cpp: dWeight[id] += dx rows, in row order whatever the number of threads
+void embeddingBackward(const at::Tensor& dx, const int32_t* ids, const at::Tensor& dWeight);
+
+// ---- adamw.cpp: one pass over flat buffers (torch.optim.AdamW's formulas)
+struct AdamWStep {
+  double learningRate, beta1, beta2, eps, weightDecay, gradScale;
+  int64_t step;  // 1 for the first update
+};
+// master, grad, m, v [n] in the gradient type; `work` [n] receives the rounded working copy when it is another tensor.
+// grad is zeroed in the same pass.
+void adamwUpdate(const at::Tensor& master, const at::Tensor& work, const at::Tensor& grad, const at::Tensor& m,
+                 const at::Tensor& v, const AdamWStep& step);
+// sqrt(sum g^2) over a flat buffer: fixed chunks of 65,536 elements summed in float64, then in order.
+double gradientNorm(const at::Tensor& grad);
+// 64-bit hash of a flat buffer's bytes (fixed chunks, in order).
+uint64_t fingerprint(const at::Tensor& flat);
+
+}  // namespace wrpo

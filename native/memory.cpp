@@ -1,0 +1,86 @@
+#include "memory.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <c10/core/Allocator.h>
+#include <c10/core/CPUAllocator.h>
+#include <c10/core/impl/alloc_cpu.h>
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+
+namespace wrpo {
+namespace {
+
+constexpr size_t header = 64;  // keeps the alignment libtorch's kernels expect
+
+std::atomic<int64_t> current{0}, peak{0}, largest{0};
+
+void raise(std::atomic<int64_t>& maximum, int64_t value) {
+  int64_t seen = maximum.load(std::memory_order_relaxed);
+  while (seen < value && !maximum.compare_exchange_weak(seen, value, std::memory_order_relaxed)) {
+  }
+}
+
+void deallocate(void* p) {
+  if (!p) return;
+  char* block = static_cast<char*>(p) - header;
+  current.fetch_sub(*reinterpret_cast<int64_t*>(block), std::memory_order_relaxed);
+  c10::free_cpu(block);
+}
+
+struct CountingAllocator final : c10::Allocator {
+  c10::DataPtr allocate(size_t bytes) override {
+    if (bytes == 0) return {nullptr, nullptr, &deallocate, at::kCPU};
+    char* block = static_cast<char*>(c10::alloc_cpu(bytes + header));
+    *reinterpret_cast<int64_t*>(block) = int64_t(bytes);
+    raise(peak, current.fetch_add(int64_t(bytes), std::memory_order_relaxed) + int64_t(bytes));
+    raise(largest, int64_t(bytes));
+    return {block + header, block + header, &deallocate, at::kCPU};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return &deallocate; }
+  void copy_data(void* to, const void* from, std::size_t n) const override { default_copy_data(to, from, n); }
+};
+
+}  // namespace
+
+void countAllocations() {
+  static std::once_flag once;
+  // Never destroyed: tensors may be freed while the process exits.
+  std::call_once(once, [] { c10::SetCPUAllocator(new CountingAllocator, 1); });
+}
+
+MemoryStats memoryStats() { return {current.load(), peak.load(), largest.load()}; }
+
+void resetMemoryPeaks() {
+  peak = current.load();
+  largest = 0;
+}
+
+at::Tensor Workspace::take(at::IntArrayRef sizes, at::ScalarType type) {
+  size_t bytes = c10::elementSize(type);
+  for (int64_t size : sizes) bytes *= size;
+  bytes = (bytes + 63) / 64 * 64;
+  while (slab_ < slabs_.size() && offset_ + bytes > size_t(slabs_[slab_].numel())) ++slab_, offset_ = 0;
+  if (slab_ == slabs_.size()) {
+    size_t size = std::max({bytes, wanted_, size_t(1) << 20});
+    wanted_ = 0;
+    slabs_.push_back(at::empty({int64_t(size)}, at::kByte));
+    offset_ = 0;
+  }
+  char* p = static_cast<char*>(slabs_[slab_].data_ptr()) + offset_;
+  offset_ += bytes;
+  return at::from_blob(p, sizes, at::TensorOptions(type));
+}
+
+void Workspace::reset() {
+  if (slabs_.size() > 1) {
+    wanted_ = 0;
+    for (auto& slab : slabs_) wanted_ += slab.numel();
+    slabs_.clear();
+  }
+  slab_ = offset_ = 0;
+}
+
+}  // namespace wrpo

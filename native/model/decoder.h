@@ -1,0 +1,51 @@
+// The decoder's forward and backward, written out: no graph, every saved tensor named. Rows are packed tokens.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+#include "memory.h"
+#include "model/batch.h"
+#include "model/config.h"
+#include "model/weights.h"
+
+namespace wrpo {
+
+// y [T, out] = x [T, in] w [out, in]^T
+void linear(const at::Tensor& y, const at::Tensor& x, const at::Tensor& w);
+// dx [T, in] = dy [T, out] w [out, in]
+void linearInputGradient(const at::Tensor& dx, const at::Tensor& dy, const at::Tensor& w);
+// dw [out, in] += dy [T, out]^T x [T, in], accumulated in dw's own (float32) type
+void linearWeightGradient(const at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x);
+
+class Decoder {
+ public:
+  Decoder(const ModelConfig& config, Weights& weights, Workspace& workspace)
+      : config_(config), weights_(weights), workspace_(workspace) {}
+
+  // Final-norm hidden states of the response rows [R, H], valid until the workspace is reset. With `keep`, everything
+  // backward() needs is kept in the workspace.
+  at::Tensor forward(const Batch& batch, bool keep);
+  // dHidden [R, H] of the last forward(batch, true): adds to the gradients of every parameter but the head's.
+  void backward(const Batch& batch, const at::Tensor& dHidden);
+
+ private:
+  // Kept for backward, per layer. The norms' outputs, silu(gate) * up and everything else are cheaper to recompute.
+  struct Saved {
+    at::Tensor x, rstd1;         // input of the layer [T, H] and its norm's statistics [T]
+    at::Tensor qkv, out, lse;    // after RoPE [T, qkv]; attention's result [T, heads * d] and [T, heads]
+    at::Tensor x2, rstd2, gateUp;  // after attention [T', H]; before the activation [T', 2F]
+  };
+  // Rows that still matter after the attention of a layer: in the last one, only the responses'.
+  int64_t firstRow(const Batch& batch, int64_t layer) const { return layer + 1 == config_.layers ? batch.promptTokens() : 0; }
+  const at::Tensor& ropeTableFor(const Batch& batch);
+
+  const ModelConfig config_;
+  Weights& weights_;
+  Workspace& workspace_;
+  at::Tensor frequencies_, ropeTable_;
+  std::vector<Saved> saved_;
+  at::Tensor finalX_, finalRstd_;
+};
+
+}  // namespace wrpo

@@ -1,0 +1,119 @@
+#include "model/model.h"
+
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/from_blob.h>
+
+#include <cmath>
+
+#include "kernels/dispatch.h"
+
+namespace wrpo {
+namespace {
+
+// The rows that predict something: all of them in a shared batch (then the hidden states are used as they lie), a
+// selection where segments hold prompts or a last token that is only read.
+struct PredictedRows {
+  bool all;
+  std::vector<int32_t> targets;
+  std::vector<int64_t> rows;
+  std::vector<int64_t> responseOffsets;  // [K + 1] over the predicted rows
+
+  explicit PredictedRows(const Batch& batch) {
+    responseOffsets.push_back(0);
+    for (int64_t k = 0; k < batch.responses(); ++k) {
+      for (int32_t r = batch.responseOffsets[k]; r < batch.responseOffsets[k + 1]; ++r)
+        if (batch.targets[r] >= 0) {
+          targets.push_back(batch.targets[r]);
+          rows.push_back(r);
+        }
+      responseOffsets.push_back(int64_t(targets.size()));
+    }
+    all = targets.size() == batch.targets.size();
+  }
+  at::Tensor index() const {
+    return at::from_blob(const_cast<int64_t*>(rows.data()), {int64_t(rows.size())}, at::kLong);
+  }
+};
+
+}  // namespace
+
+Model::Model(const ModelConfig& config, at::ScalarType dtype, int64_t headChunkBytes)
+    : config_(config),
+      weights_(config, dtype),
+      decoder_(config, weights_, workspace_),
+      head_(workspace_, headChunkBytes) {}
+
+LogProbs Model::logProbs(const Batch& batch, bool perToken, bool argmax) {
+  batch.validate(config_.vocabSize);
+  workspace_.reset();
+  PredictedRows rows(batch);
+  auto hidden = decoder_.forward(batch, false);
+  if (!rows.all) hidden = hidden.index_select(0, rows.index());
+  auto output = head_.logProbs(hidden, weights_.view.head, rows.targets, argmax);
+  auto logp = output.logp.to(at::kDouble);
+  const double* p = data<double>(logp);
+  LogProbs result;
+  for (int64_t k = 0; k < batch.responses(); ++k) {
+    double sum = 0;
+    for (int64_t r = rows.responseOffsets[k]; r < rows.responseOffsets[k + 1]; ++r) sum += p[r];
+    result.sums.push_back(sum);
+    result.counts.push_back(int32_t(rows.responseOffsets[k + 1] - rows.responseOffsets[k]));
+  }
+  if (perToken) result.perToken.assign(p, p + logp.numel());
+  result.argmax = std::move(output.argmax);
+  return result;
+}
+
+Accumulated Model::accumulate(const Batch& batch, const Objective& objective, double normalizer) {
+  batch.validate(config_.vocabSize);
+  if (batch.contestGroups.empty()) fail("ERR_DATA", "accumulate needs contests: the batch has only log-probs to compute");
+  workspace_.reset();
+  const int64_t K = batch.responses();
+  PredictedRows rows(batch);
+  Accumulated result{0, std::vector<double>(K), std::vector<int32_t>(K), std::vector<double>(batch.contestWeights.size()),
+                     std::vector<double>(batch.contestWeights.size())};
+  std::vector<double> gradient(K);
+  for (int64_t k = 0; k < K; ++k) {
+    result.counts[k] = int32_t(rows.responseOffsets[k + 1] - rows.responseOffsets[k]);
+    if (result.counts[k] == 0) fail("ERR_DATA", "response " + std::to_string(k) + " of the batch predicts no token");
+  }
+  std::vector<int64_t> unitOffsets;
+  for (int32_t k : batch.groupOffsets) unitOffsets.push_back(rows.responseOffsets[k]);
+
+  auto hidden = decoder_.forward(batch, true);
+  auto dHidden = workspace_.take(hidden.sizes(), hidden.scalar_type());
+  auto predicted = rows.all ? hidden : hidden.index_select(0, rows.index());
+  auto dPredicted = rows.all ? dHidden : at::empty_like(predicted);
+
+  // Called with the log-probs of whole prompts, in order: [g, next) are the prompts whose rows just became known.
+  int64_t g = 0;
+  auto dLossDLogp = [&](const HeadOutput& output, int64_t first, int64_t last, at::Tensor& dLogp) {
+    int64_t firstGroup = g;
+    while (g < batch.groups() && unitOffsets[g + 1] <= last) ++g;
+    byType(output.logp.scalar_type(), [&](auto zero) {
+      using S = decltype(zero);
+      const S* logp = static_cast<const S*>(output.logp.data_ptr());
+      S* d = static_cast<S*>(dLogp.data_ptr());
+      for (int32_t k = batch.groupOffsets[firstGroup]; k < batch.groupOffsets[g]; ++k)
+        for (int64_t r = rows.responseOffsets[k]; r < rows.responseOffsets[k + 1]; ++r) result.logps[k] += double(logp[r]);
+      evaluateContests(objective, batch, firstGroup, g, result.logps, result.counts, normalizer, gradient, result.losses,
+                       result.margins);
+      for (int32_t k = batch.groupOffsets[firstGroup]; k < batch.groupOffsets[g]; ++k)
+        for (int64_t r = rows.responseOffsets[k]; r < rows.responseOffsets[k + 1]; ++r) d[r] = S(gradient[k]);
+    });
+    (void)first;
+  };
+  const auto& grads = weights_.gradView();
+  head_.forwardBackward(predicted, weights_.view.head, rows.targets, unitOffsets, dLossDLogp, dPredicted, grads.head);
+
+  for (size_t q = 0; q < result.losses.size(); ++q) result.loss += batch.contestWeights[q] * result.losses[q] / normalizer;
+  if (!std::isfinite(result.loss)) fail("ERR_NON_FINITE", "the loss of a micro-batch is " + std::to_string(result.loss));
+  if (!rows.all) {
+    dHidden.zero_();
+    dHidden.index_copy_(0, rows.index(), dPredicted);
+  }
+  decoder_.backward(batch, dHidden);
+  return result;
+}
+
+}  // namespace wrpo

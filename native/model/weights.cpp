@@ -1,0 +1,109 @@
+#include "model/weights.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/ops/zeros.h>
+
+#include "kernels/dispatch.h"
+
+namespace wrpo {
+namespace {
+
+// Every fused tensor starts on a cache line of float32.
+int64_t align(int64_t offset) { return (offset + 15) / 16 * 16; }
+
+}  // namespace
+
+Weights::Weights(const ModelConfig& c, at::ScalarType dtype) : config_(c) {
+  auto add = [&](const std::string& name, std::vector<int64_t> shape, bool fusedWithPrevious = false) {
+    if (!fusedWithPrevious) size_ = align(size_);
+    bool decay = shape.size() > 1;
+    parameters_.push_back({name, shape, size_, decay});
+    int64_t count = 1;
+    for (int64_t s : shape) count *= s;
+    size_ += count;
+  };
+  int64_t H = c.hiddenSize, F = c.intermediateSize, d = c.headDim;
+  add("model.embed_tokens.weight", {c.vocabSize, H});
+  for (int64_t l = 0; l < c.layers; ++l) {
+    std::string layer = "model.layers." + std::to_string(l) + ".";
+    add(layer + "input_layernorm.weight", {H});
+    add(layer + "self_attn.q_proj.weight", {c.heads * d, H});
+    add(layer + "self_attn.k_proj.weight", {c.kvHeads * d, H}, true);
+    add(layer + "self_attn.v_proj.weight", {c.kvHeads * d, H}, true);
+    add(layer + "self_attn.o_proj.weight", {H, c.heads * d});
+    add(layer + "post_attention_layernorm.weight", {H});
+    add(layer + "mlp.gate_proj.weight", {F, H});
+    add(layer + "mlp.up_proj.weight", {F, H}, true);
+    add(layer + "mlp.down_proj.weight", {H, F});
+  }
+  add("model.norm.weight", {H});
+  if (!c.tieWordEmbeddings) add("lm_head.weight", {c.vocabSize, H});
+  size_ = align(size_);
+  master = at::zeros({size_}, computeType(dtype));
+  work = dtype == at::kBFloat16 ? at::zeros({size_}, dtype) : master;
+  view = viewsOf(work);
+}
+
+at::Tensor Weights::slice(const at::Tensor& flat, const Parameter& p) const {
+  int64_t count = 1;
+  for (int64_t s : p.shape) count *= s;
+  return flat.narrow(0, p.offset, count).view(p.shape);
+}
+
+WeightViews Weights::viewsOf(const at::Tensor& flat) const {
+  // Walks parameters_ in the order the constructor laid them out.
+  size_t next = 0;
+  auto take = [&](int count = 1) {
+    const Parameter& first = parameters_[next];
+    int64_t rows = 0;
+    for (int i = 0; i < count; ++i) rows += parameters_[next + i].shape[0];
+    next += count;
+    auto shape = first.shape;
+    shape[0] = rows;
+    return slice(flat, {first.name, shape, first.offset, first.decay});
+  };
+  WeightViews views;
+  views.embed = take();
+  for (int64_t l = 0; l < config_.layers; ++l) {
+    LayerWeights w;
+    w.inputNorm = take();
+    w.qkv = take(3);
+    w.o = take();
+    w.postNorm = take();
+    w.gateUp = take(2);
+    w.down = take();
+    views.layers.push_back(w);
+  }
+  views.norm = take();
+  views.head = config_.tieWordEmbeddings ? views.embed : take();
+  return views;
+}
+
+const at::Tensor& Weights::grad() {
+  if (!grad_.defined()) {
+    grad_ = at::zeros({size_}, master.scalar_type());
+    gradView_ = viewsOf(grad_);
+  }
+  return grad_;
+}
+
+const WeightViews& Weights::gradView() {
+  grad();
+  return gradView_;
+}
+
+void Weights::initialize(uint64_t seed) {
+  auto generator = at::make_generator<at::CPUGeneratorImpl>(seed);
+  for (const auto& p : parameters_) {
+    auto w = slice(master, p);
+    if (p.decay) w.normal_(0, config_.initializerRange, generator);
+    else w.fill_(1);
+  }
+  syncWork();
+}
+
+void Weights::syncWork() {
+  if (work.data_ptr() != master.data_ptr()) work.copy_(master);
+}
+
+}  // namespace wrpo

@@ -1,0 +1,47 @@
+// The Tensor that JavaScript sees (declared in lib/native/addon.ts). libtorch owns the memory; view() is a typed array
+// over it. And the small conversions every binding needs.
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <napi.h>
+
+#include <vector>
+
+namespace wrpo {
+
+class TensorHandle : public Napi::ObjectWrap<TensorHandle> {
+ public:
+  static Napi::Function define(Napi::Env env);
+  static Napi::Object wrap(Napi::Env env, at::Tensor tensor);
+  // The tensor of a Tensor object; `name` is used in the error when the value is something else or was disposed.
+  static at::Tensor unwrap(Napi::Value value, const char* name);
+
+  explicit TensorHandle(const Napi::CallbackInfo& info);
+
+ private:
+  static Napi::Value empty(const Napi::CallbackInfo& info);
+  static Napi::Value from(const Napi::CallbackInfo& info);
+  Napi::Value shape(const Napi::CallbackInfo& info);
+  Napi::Value dtype(const Napi::CallbackInfo& info);
+  Napi::Value device(const Napi::CallbackInfo& info);
+  Napi::Value view(const Napi::CallbackInfo& info);
+  Napi::Value toHost(const Napi::CallbackInfo& info);
+  Napi::Value to(const Napi::CallbackInfo& info);
+  Napi::Value dispose(const Napi::CallbackInfo& info);
+
+  at::Tensor tensor_;
+};
+
+at::ScalarType parseDtype(Napi::Value value);
+const char* dtypeName(at::ScalarType type);
+
+// A number option with a name for the error message.
+double number(Napi::Object object, const char* key);
+std::string text(Napi::Object object, const char* key);
+// Copies a typed array (Int32Array, Float64Array, ...) out of JavaScript; missing or undefined = empty.
+template <class T> std::vector<T> numbers(Napi::Object object, const char* key);
+
+Napi::Float64Array toJs(Napi::Env env, const std::vector<double>& values);
+Napi::Int32Array toJs(Napi::Env env, const std::vector<int32_t>& values);
+Napi::Uint8Array toJs(Napi::Env env, const std::vector<uint8_t>& values);
+
+}  // namespace wrpo

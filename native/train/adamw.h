@@ -1,0 +1,41 @@
+// AdamW over a model's flat buffers, with the learning-rate schedule and clipping of the Hugging Face Trainer.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <string>
+
+#include "model/weights.h"
+
+namespace wrpo {
+
+struct AdamWOptions {
+  double learningRate, beta1, beta2, eps, weightDecay, maxGradNorm;  // maxGradNorm 0 = no clipping
+  int64_t warmupSteps, totalSteps;
+  std::string schedule;  // cosine | linear | constant
+};
+
+class AdamW {
+ public:
+  AdamW(Weights& weights, const AdamWOptions& options);
+
+  // The learning rate of the update that follows `step` completed ones: rising linearly from 0 over the warm-up, then the
+  // schedule (transformers' get_cosine_schedule_with_warmup and its siblings).
+  static double learningRateAt(const AdamWOptions& options, int64_t step);
+
+  struct Step {
+    double gradNorm, learningRate;
+  };
+  // Clips, updates masters and working weights, zeroes the gradients. Throws ERR_NON_FINITE before anything is changed
+  // when the gradient norm is not finite.
+  Step step();
+
+  int64_t completed = 0;  // updates so far
+  at::Tensor m, v;        // first and second moments, flat like the masters
+  const AdamWOptions options;
+  Weights& weights() { return weights_; }
+
+ private:
+  Weights& weights_;
+};
+
+}  // namespace wrpo
