@@ -75,11 +75,12 @@ function typescript() {
   if (!existsSync(path('lib'))) return undefined; // an installed package: dist came with it
   const stamp = digest('lib', 'tsconfig.json', 'package-lock.json');
   if (existsSync(path('dist/native/libtorch.js')) && stamped('typescript') === stamp) return undefined;
-  return async () => {
-    rmSync(path('dist'), { recursive: true, force: true }); // else what a deleted source left behind would be published
-    await run('tsc', [process.execPath, path('node_modules/typescript/bin/tsc'), '-p', root]);
-    writeStamp('typescript', stamp);
-  };
+  return () =>
+    stamping('typescript', async () => {
+      rmSync(path('dist'), { recursive: true, force: true }); // else what a deleted source left behind would be published
+      await run('tsc', [process.execPath, path('node_modules/typescript/bin/tsc'), '-p', root]);
+      return stamp;
+    });
 }
 
 async function native() {
@@ -91,18 +92,19 @@ async function native() {
   const outputs = ['wrpo.node', 'libwrpo_core.so', 'kernel_check'].map((name) => path('build/Release', name));
   const found = findLibtorch();
   if (outputs.every(existsSync) && found && stamped('native') === stampFor(found)) return undefined;
-  return async () => {
-    requireBuildTools();
-    const libtorch = await provideLibtorch({ log });
-    log('native core: building (about a minute)…');
-    const options = ['-d', root, '-O', path('build/cmake'), `--CDWRPO_OUT=${path('build/Release')}`];
-    options.push(`--CDTORCH_DIR=${libtorch.dir}`, '-p', String(jobs()));
-    // `build` alone configures only once, and would go on with the libtorch of the first time.
-    for (const command of ['configure', 'build']) {
-      await run('The native build', [process.execPath, cmakeJs.bin, command, ...options]);
-    }
-    writeStamp('native', stampFor(libtorch));
-  };
+  return () =>
+    stamping('native', async () => {
+      requireBuildTools();
+      const libtorch = await provideLibtorch({ log });
+      log('native core: building (about a minute)…');
+      const options = ['-d', root, '-O', path('build/cmake'), `--CDWRPO_OUT=${path('build/Release')}`];
+      options.push(`--CDTORCH_DIR=${libtorch.dir}`, '-p', String(jobs()));
+      // `build` alone configures only once, and would go on with the libtorch of the first time.
+      for (const command of ['configure', 'build']) {
+        await run('The native build', [process.execPath, cmakeJs.bin, command, ...options]);
+      }
+      return stampFor(libtorch);
+    });
 }
 
 function locateCmakeJs() {
@@ -174,9 +176,11 @@ function stamped(name) {
   return existsSync(file) ? readFileSync(file, 'utf8') : undefined;
 }
 
-function writeStamp(name, stamp) {
-  mkdirSync(path('build'), { recursive: true });
-  writeFileSync(path('build', `${name}.stamp`), stamp);
+/** The stamp goes before the work begins, so that half-done work never looks finished. */
+async function stamping(name, work) {
+  const file = path('build', `${name}.stamp`);
+  rmSync(file, { force: true });
+  writeFileSync(file, await work());
 }
 
 /** Runs a program silently; if it fails, its last lines say why. */

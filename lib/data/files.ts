@@ -51,6 +51,11 @@ export function appendLines(path: string, lines: string[], { sync = false } = {}
 export function writeError(path: string, cause: unknown): WrpoError {
   if (cause instanceof WrpoError) return cause;
   const { code, message } = cause as NodeJS.ErrnoException;
-  const reason = code === 'ENOSPC' ? 'no space left on the device' : existsSync(dirname(path)) ? message : 'its directory does not exist';
+  const reason =
+    code === 'ENOSPC'
+      ? 'no space left on the device'
+      : existsSync(dirname(path))
+        ? message
+        : 'its directory does not exist';
   return new WrpoError('ERR_CHECKPOINT', `cannot write ${path}: ${reason}`, { cause });
 }

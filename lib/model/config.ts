@@ -52,14 +52,16 @@ export function parseModelConfig(json: Json, where = 'config'): ModelConfig {
     return value;
   };
 
-  if (json.model_type !== 'llama') fail(`model family ${JSON.stringify(json.model_type)} is not supported; supported: "llama"`);
+  if (json.model_type !== 'llama')
+    fail(`model family ${JSON.stringify(json.model_type)} is not supported; supported: "llama"`);
   if ((json.hidden_act ?? 'silu') !== 'silu') fail(`"hidden_act" ${JSON.stringify(json.hidden_act)}; expected "silu"`);
   for (const key of ['attention_bias', 'mlp_bias']) if (json[key] === true) fail(`"${key}": true is not supported`);
 
   const hiddenSize = whole('hidden_size');
   const heads = whole('num_attention_heads');
   const kvHeads = whole('num_key_value_heads', heads);
-  if (json.head_dim == null && hiddenSize % heads !== 0) fail('"hidden_size" must be a multiple of "num_attention_heads"');
+  if (json.head_dim == null && hiddenSize % heads !== 0)
+    fail('"hidden_size" must be a multiple of "num_attention_heads"');
   if (heads % kvHeads !== 0) fail('"num_attention_heads" must be a multiple of "num_key_value_heads"');
   const headDim = whole('head_dim', hiddenSize / heads);
   if (headDim % 2 !== 0) fail('"head_dim" must be even');

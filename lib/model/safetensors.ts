@@ -2,7 +2,18 @@
  * The safetensors format: eight bytes of header length, a JSON header, then the tensors' bytes. Headers are read and
  * planned here; the bytes themselves are mapped and written by the addon (native/io/tensor_file.h).
  */
-import { closeSync, existsSync, fstatSync, mkdirSync, openSync, readdirSync, readFileSync, readSync, renameSync, rmSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  fstatSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readSync,
+  renameSync,
+  rmSync,
+} from 'node:fs';
 import { basename, join } from 'node:path';
 import { syncDirectory, writeError, writeFileAtomic } from '../data/files.js';
 import { WrpoError } from '../errors.js';
@@ -57,7 +68,12 @@ export function readHeader(file: string): Map<string, StoredTensor> {
     for (const [name, entry] of Object.entries(header)) {
       if (name === '__metadata__') continue;
       const { dtype, shape, data_offsets: range } = entry ?? {};
-      if (!Array.isArray(shape) || !shape.every(Number.isInteger) || !Array.isArray(range) || !range.every(Number.isInteger)) {
+      if (
+        !Array.isArray(shape) ||
+        !shape.every(Number.isInteger) ||
+        !Array.isArray(range) ||
+        !range.every(Number.isInteger)
+      ) {
         return fail(`${corrupt}: the entry of ${name} lacks a shape or data_offsets`);
       }
       const known = DTYPES[dtype];
@@ -89,11 +105,13 @@ export function readModelTensors(dir: string): Map<string, StoredTensor> {
   }
   const tensors = new Map<string, StoredTensor>();
   for (const shard of new Set(Object.values(weightMap))) {
-    if (basename(shard) !== shard) throw new WrpoError('ERR_MODEL', `${index} names a shard outside its directory: ${shard}`);
+    if (basename(shard) !== shard)
+      throw new WrpoError('ERR_MODEL', `${index} names a shard outside its directory: ${shard}`);
     for (const [name, tensor] of readHeader(join(dir, shard))) tensors.set(name, tensor);
   }
   for (const name of Object.keys(weightMap)) {
-    if (!tensors.has(name)) throw new WrpoError('ERR_MODEL', `${index} names ${name}, which ${weightMap[name]} does not hold`);
+    if (!tensors.has(name))
+      throw new WrpoError('ERR_MODEL', `${index} names ${name}, which ${weightMap[name]} does not hold`);
   }
   return tensors;
 }
@@ -114,7 +132,10 @@ export async function loadTensors(
       throw new WrpoError('ERR_MODEL', `${where} holds ${name}, which its config.json does not describe`);
     }
   }
-  const byFile = new Map<string, { name: string; tensor: NamedTensor['tensor']; dtype: Dtype; offset: number; bytes: number }[]>();
+  const byFile = new Map<
+    string,
+    { name: string; tensor: NamedTensor['tensor']; dtype: Dtype; offset: number; bytes: number }[]
+  >();
   for (const { name, tensor } of targets) {
     const source = stored.get(name);
     if (!source) throw new WrpoError('ERR_MODEL', `${where} lacks ${name}`);
@@ -157,7 +178,12 @@ function header(tensors: NamedTensor[], dtype: Dtype): Uint8Array {
 }
 
 /** Writes `tensors` as `dtype` to one file, whole or not at all. */
-export async function saveTensorFile(native: NativeAddon, path: string, tensors: NamedTensor[], dtype: Dtype): Promise<void> {
+export async function saveTensorFile(
+  native: NativeAddon,
+  path: string,
+  tensors: NamedTensor[],
+  dtype: Dtype,
+): Promise<void> {
   const temporary = `${path}.${process.pid}.tmp`;
   try {
     await callNative(() =>
@@ -214,7 +240,10 @@ export async function saveModelTensors(
   if (shards.length > 1) {
     const weightMap = Object.fromEntries(shards.flatMap((shard, i) => shard.map(({ name }) => [name, names[i]])));
     const total = tensors.reduce((sum, tensor) => sum + size(tensor), 0);
-    writeFileAtomic(join(dir, index), `${JSON.stringify({ metadata: { total_size: total }, weight_map: weightMap }, null, 2)}\n`);
+    writeFileAtomic(
+      join(dir, index),
+      `${JSON.stringify({ metadata: { total_size: total }, weight_map: weightMap }, null, 2)}\n`,
+    );
   }
   for (const name of readdirSync(dir)) {
     const old = /^model(-\d+-of-\d+)?\.safetensors$/.test(name) && !names.includes(name);

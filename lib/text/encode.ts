@@ -51,13 +51,13 @@ export async function encodeRows(rows: PreferenceRow[], options: EncodeOptions):
   for (let start = 0; start < rows.length; start += SLICE) {
     const slice = rows.slice(start, start + SLICE);
     const encoded = await idsOf(slice, roles, chat);
-    for (const [i, ids] of encoded.entries()) fit(ids, slice[i]!.where, options, report);
+    for (const [i, ids] of encoded.entries()) addRow(ids, slice[i]!.where, options, report);
   }
   return report;
 }
 
 /** Adds a row to the report, as long as `maxLength` and `maxPromptLength` let it be. */
-function fit({ prompt, responses }: RowIds, where: string, options: EncodeOptions, report: EncodeReport): void {
+function addRow({ prompt, responses }: RowIds, where: string, options: EncodeOptions, report: EncodeReport): void {
   const { roles, maxLength, maxPromptLength = maxLength, vocabSize } = options;
   requireIds(prompt, 'prompt', where, vocabSize);
   for (const [k, role] of roles.entries()) requireIds(responses[k]!, role, where, vocabSize);

@@ -1,0 +1,101 @@
+/** `wrpo logprobs`: one JSON line a row, with the summed log-prob of each response the row has. */
+
+import { once } from 'node:events';
+import { closeSync, existsSync, fsyncSync, openSync, renameSync, rmSync, writeSync } from 'node:fs';
+import { join } from 'node:path';
+import { writeError } from '../data/files.js';
+import { splitMicrobatches } from '../data/pack.js';
+import { loadPreferences, type PreferenceRow, type Role } from '../data/preferences.js';
+import { WrpoError } from '../errors.js';
+import { Model } from '../model/model.js';
+import type { ComputeDtype } from '../native/addon.js';
+import { encodeRows } from '../text/encode.js';
+import { Tokenizer } from '../text/tokenizer.js';
+import { logProbsOf } from '../train/reference.js';
+
+const MICROBATCH_TOKENS = 2048;
+
+export async function logprobs(options: {
+  model: string;
+  data: string;
+  dtype: string;
+  output?: string;
+}): Promise<void> {
+  if (!['float32', 'float64', 'bfloat16'].includes(options.dtype)) {
+    throw new WrpoError('ERR_CONFIG', `--dtype "${options.dtype}": expected float32, float64 or bfloat16`);
+  }
+  const rows = await loadPreferences(options.data);
+  const model = await Model.load(options.model, { dtype: options.dtype as ComputeDtype });
+  const hasTokenizer = existsSync(join(options.model, 'tokenizer.json'));
+  const tokenizer = hasTokenizer ? await Tokenizer.load(options.model) : undefined;
+  const sink = openSink(options.output);
+  try {
+    for (const run of runsOfEqualRoles(rows)) {
+      const roles = rolesIn(run[0]!);
+      const limits = { maxLength: Number.MAX_SAFE_INTEGER, vocabSize: model.config.vocabSize };
+      const { rows: encoded } = await encodeRows(run, { tokenizer, roles, ...limits });
+      for (const part of splitMicrobatches(encoded, roles, MICROBATCH_TOKENS)) {
+        const values = await logProbsOf(model, part, roles, true);
+        await sink.write(values.map((value) => `${JSON.stringify(value)}\n`).join(''));
+      }
+    }
+    sink.finish();
+  } catch (error) {
+    sink.abandon();
+    throw error;
+  } finally {
+    await model.close();
+  }
+}
+
+function rolesIn(row: PreferenceRow): Role[] {
+  return Object.keys(row.responses).filter((role) => row.responses[role as Role] !== undefined) as Role[];
+}
+
+/** Neighbouring rows with the same responses, so that output stays in file order. */
+function runsOfEqualRoles(rows: PreferenceRow[]): PreferenceRow[][] {
+  const runs: PreferenceRow[][] = [];
+  let previous = '';
+  for (const row of rows) {
+    const roles = rolesIn(row).join();
+    if (roles !== previous) runs.push([]);
+    runs.at(-1)!.push(row);
+    previous = roles;
+  }
+  return runs;
+}
+
+interface Sink {
+  write(text: string): Promise<void>;
+  finish(): void;
+  abandon(): void;
+}
+
+/** Standard output, or a file that appears under its name only when it is whole. */
+function openSink(path: string | undefined): Sink {
+  if (path === undefined) {
+    const write = async (text: string) => {
+      if (!process.stdout.write(text)) await once(process.stdout, 'drain');
+    };
+    return { write, finish: () => {}, abandon: () => {} };
+  }
+  const temporary = `${path}.${process.pid}.tmp`;
+  const guarded = <T>(action: () => T): T => {
+    try {
+      return action();
+    } catch (cause) {
+      throw writeError(path, cause);
+    }
+  };
+  const handle = guarded(() => openSync(temporary, 'w'));
+  return {
+    write: async (text) => guarded(() => void writeSync(handle, text)),
+    finish: () =>
+      guarded(() => {
+        fsyncSync(handle);
+        closeSync(handle);
+        renameSync(temporary, path);
+      }),
+    abandon: () => rmSync(temporary, { force: true }),
+  };
+}

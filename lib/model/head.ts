@@ -1,0 +1,33 @@
+/** The fused head by itself: log-probs of chosen tokens from hidden states, and their gradient. */
+import { callNative, type Tensor } from '../native/addon.js';
+import { loadNative } from '../native/load.js';
+
+const HEAD_CHUNK_BYTES = 256 * 2 ** 20;
+
+/**
+ * log softmax(hidden · weightᵀ) at `targets`, without ever holding all logits.
+ * hidden [R, H] and weight [V, H] of one dtype (float32, float64, bfloat16), targets [R] → logps [R], and lse [R], the
+ * log-sum-exp of each row, which the backward needs (float32; float64 for float64).
+ * Throws ERR_CONFIG on shapes that do not fit, ERR_DATA on a target beyond the vocabulary.
+ */
+export function selectedLogProbs(
+  hidden: Tensor,
+  weight: Tensor,
+  targets: Int32Array,
+): Promise<{ logps: Tensor; lse: Tensor }> {
+  return callNative(() => loadNative().selectedLogProbs({ hidden, weight, targets, headChunkBytes: HEAD_CHUNK_BYTES }));
+}
+
+/** From dLoss/dlogps [R] to dHidden [R, H] and dWeight [V, H] (float32; float64 for float64). */
+export function selectedLogProbsBackward(
+  hidden: Tensor,
+  weight: Tensor,
+  targets: Int32Array,
+  lse: Tensor,
+  dLogps: Tensor,
+): Promise<{ dHidden: Tensor; dWeight: Tensor }> {
+  const headChunkBytes = HEAD_CHUNK_BYTES;
+  return callNative(() =>
+    loadNative().selectedLogProbsBackward({ hidden, weight, targets, lse, dLogps, headChunkBytes }),
+  );
+}

@@ -1,0 +1,86 @@
+/** AdamW with clipping and the learning-rate schedule; the arithmetic is in native/train/adamw.cpp. */
+import { join } from 'node:path';
+import type { Model } from '../model/model.js';
+import { loadTensors, readHeader, saveTensorFile } from '../model/safetensors.js';
+import { callNative, type NamedTensor, type NativeAdamW } from '../native/addon.js';
+import { loadNative } from '../native/load.js';
+
+export interface AdamWOptions {
+  learningRate: number;
+  /** Steps over which the learning rate rises from 0. Default 0. */
+  warmupSteps?: number;
+  /** Where the schedule ends. Needed by `cosine` and `linear`. */
+  totalSteps?: number;
+  /** Default `constant`. */
+  schedule?: 'cosine' | 'linear' | 'constant';
+  betas?: [number, number];
+  eps?: number;
+  /** Decoupled; not applied to norms. Default 0. */
+  weightDecay?: number;
+  /** Clip the global gradient norm to this; 0 or absent = no clipping. */
+  maxGradNorm?: number;
+}
+
+const FILE = 'optimizer.safetensors';
+
+export class AdamW {
+  readonly #handle: NativeAdamW;
+  readonly #model: Model;
+
+  constructor(model: Model, options: AdamWOptions) {
+    const [beta1, beta2] = options.betas ?? [0.9, 0.999];
+    this.#model = model;
+    this.#handle = callNative(
+      () =>
+        new (loadNative().AdamW)(model.handle, {
+          learningRate: options.learningRate,
+          beta1,
+          beta2,
+          eps: options.eps ?? 1e-8,
+          weightDecay: options.weightDecay ?? 0,
+          maxGradNorm: options.maxGradNorm ?? 0,
+          warmupSteps: options.warmupSteps ?? 0,
+          totalSteps: options.totalSteps ?? 0,
+          schedule: options.schedule ?? 'constant',
+        }),
+    );
+  }
+
+  /** Clips, updates, zeroes the gradients. Throws ERR_NON_FINITE, before anything changed, on a gradient norm that is not. */
+  step(): Promise<{ gradNorm: number; learningRate: number }> {
+    return callNative(() => this.#handle.step());
+  }
+
+  /** The learning rate of the update after `step` completed ones. */
+  learningRateAt(step: number): number {
+    return callNative(() => this.#handle.learningRateAt(step));
+  }
+
+  /** Completed updates. */
+  get completed(): number {
+    return this.#handle.completed;
+  }
+
+  /** Writes both moments to `dir/optimizer.safetensors`. */
+  save(dir: string): Promise<void> {
+    const dtype = this.#model.dtype === 'float64' ? 'float64' : 'float32';
+    return saveTensorFile(loadNative(), join(dir, FILE), this.#state(), dtype);
+  }
+
+  /** Reads what `save` wrote; `completed` is the number of updates it belongs to. */
+  async load(dir: string, completed: number): Promise<void> {
+    await loadTensors(loadNative(), this.#state(), readHeader(join(dir, FILE)), { where: join(dir, FILE) });
+    this.#handle.completed = completed;
+  }
+
+  close(): Promise<void> {
+    return callNative(() => this.#handle.close());
+  }
+
+  #state(): NamedTensor[] {
+    const { m, v } = callNative(() => this.#handle.state());
+    const prefixed = (prefix: string, list: NamedTensor[]) =>
+      list.map(({ name, tensor }) => ({ name: `${prefix}.${name}`, tensor }));
+    return [...prefixed('exp_avg', m), ...prefixed('exp_avg_sq', v)];
+  }
+}

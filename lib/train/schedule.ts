@@ -1,0 +1,33 @@
+/** How many steps there are, and where alpha stands at each. */
+
+/** Steps of a run: `maxSteps`, or epochs × ceil(rows / global batch). */
+export function totalSteps(rows: number, globalBatch: number, epochs: number, maxSteps: number): number {
+  return maxSteps > 0 ? maxSteps : Math.ceil(epochs * Math.ceil(rows / globalBatch));
+}
+
+/** alpha(t) = alpha_end · t / T after t completed steps (section 3.3 of the paper); constant when it is not dynamic. */
+export function alphaAt(step: number, total: number, alphaEnd: number, isDynamic: boolean): number {
+  return isDynamic ? alphaEnd * Math.min(1, step / total) : alphaEnd;
+}
+
+/**
+ * The order of the rows in an epoch: file order, or a permutation that depends only on seed and epoch, so that a resumed
+ * run continues it without any stored state.
+ */
+export function epochOrder(rows: number, shuffle: boolean, seed: number, epoch: number): Int32Array {
+  const order = Int32Array.from({ length: rows }, (_, i) => i);
+  if (!shuffle) return order;
+  let state = (Math.imul(seed, 0x9e3779b1) ^ Math.imul(epoch + 1, 0x85ebca6b)) >>> 0;
+  const random = () => {
+    // mulberry32
+    state = (state + 0x6d2b79f5) >>> 0;
+    let t = Math.imul(state ^ (state >>> 15), state | 1);
+    t = (t + Math.imul(t ^ (t >>> 7), t | 61)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
+  };
+  for (let i = rows - 1; i > 0; i--) {
+    const j = Math.floor(random() * (i + 1));
+    [order[i], order[j]] = [order[j]!, order[i]!];
+  }
+  return order;
+}

@@ -1,0 +1,567 @@
+/** The training loop: batches, accumulate, step, log, save. */
+import { EventEmitter } from 'node:events';
+import { existsSync, mkdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { appendLines, writeFileAtomic } from '../data/files.js';
+import { type PackedBatch, packRows, splitMicrobatches, withContests } from '../data/pack.js';
+import { loadPreferences, type PreferenceRow, type Role, toPreferenceRow } from '../data/preferences.js';
+import { WrpoError } from '../errors.js';
+import { Model } from '../model/model.js';
+import { loadTensors, readModelTensors } from '../model/safetensors.js';
+import { loadNative } from '../native/load.js';
+import { type EncodedRow, encodeRows } from '../text/encode.js';
+import { Tokenizer } from '../text/tokenizer.js';
+import { AdamW } from './adamw.js';
+import { resolveArgs, type TrainingArgs, type TrainingArgsInput } from './args.js';
+import { listCheckpoints, pruneCheckpoints, readCheckpoint, saveCheckpoint, type TrainerState } from './checkpoint.js';
+import { type Example, MetricMeans, type Metrics } from './metrics.js';
+import { contestsOf, formOf, type Objective, preferenceLoss, rolesOf, usesReference } from './objective.js';
+import { progressBar } from './progress.js';
+import { hashRows, logProbsOf, type ReferenceColumn, referenceColumn } from './reference.js';
+import { describeRun, VERSION } from './run.js';
+import { alphaAt, epochOrder, totalSteps } from './schedule.js';
+
+export interface TrainerOptions {
+  /** A model directory in Hugging Face layout, or a model that is already loaded. */
+  model: string | Model;
+  args: TrainingArgsInput;
+  /** A JSONL file, or its rows as objects (the shapes are described in data/preferences.ts). */
+  trainDataset: string | readonly unknown[];
+  evalDataset?: string | readonly unknown[];
+  /** Default: the one in the model's directory. Needed for rows of text only. */
+  tokenizer?: Tokenizer;
+  /** The frozen reference, kept in memory. Default: the initial policy, whose log-probs are computed once. */
+  refModel?: string | Model;
+  callbacks?: Partial<{ [E in keyof TrainerEvents]: (...args: TrainerEvents[E]) => void }>;
+}
+
+export interface TrainerEvents {
+  /** A line of metrics.jsonl. */
+  log: [Metrics];
+  step: [StepResult];
+  evaluate: [Metrics];
+  /** The directory of a checkpoint or of the final model. */
+  save: [string];
+}
+
+export interface StepResult {
+  /** Completed steps, this one included. */
+  step: number;
+  totalSteps: number;
+  /** Of this step's batch alone. */
+  metrics: Metrics;
+}
+
+export interface TrainResult {
+  globalStep: number;
+  /** Mean over all steps. */
+  trainingLoss: number;
+  /** The last evaluation, or without one the last log. */
+  metrics: Metrics;
+}
+
+export interface TrainOptions {
+  /** A checkpoint directory, or `true`: the run's latest, and from the start when there is none. */
+  resumeFromCheckpoint?: string | boolean;
+  /** Stops after the micro-batch in hand, leaving a checkpoint of the last completed step. */
+  signal?: AbortSignal;
+}
+
+/** The encoded rows of a data set with, once known, their reference log-probs. */
+interface Split {
+  rows: EncodedRow[];
+  reference?: ReferenceColumn;
+}
+
+interface Prepared {
+  model: Model;
+  tokenizer?: Tokenizer;
+  refModel?: Model;
+  roles: Role[];
+  fingerprint: string;
+  train: Split;
+  eval?: Split;
+}
+
+export class Trainer extends EventEmitter<TrainerEvents> {
+  readonly args: TrainingArgs;
+  readonly #options: TrainerOptions;
+  #prepared?: Promise<Prepared>;
+  #alpha = 0;
+  #last: Metrics = {};
+
+  /** Throws ERR_CONFIG on arguments that cannot be meant. */
+  constructor(options: TrainerOptions) {
+    super();
+    this.args = resolveArgs(options.args as Record<string, unknown>);
+    this.#options = options;
+    for (const [event, callback] of Object.entries(options.callbacks ?? {})) {
+      this.on(event as keyof TrainerEvents, callback as () => void);
+    }
+  }
+
+  /** Trains to the end, saves the model in `outputDir`, and evaluates when there is an evaluation set. */
+  async train(options: TrainOptions = {}): Promise<TrainResult> {
+    let globalStep = 0;
+    for await (const { step } of this.steps(options)) globalStep = step;
+    return { globalStep, trainingLoss: this.#last.train_loss!, metrics: this.#last };
+  }
+
+  /** The same run, a step at a time. */
+  async *steps({ resumeFromCheckpoint, signal }: TrainOptions = {}): AsyncGenerator<StepResult, void> {
+    const { args } = this;
+    const run = await this.#prepare();
+    await this.#computeReference(run, signal);
+    const { model, roles } = run;
+    const { rows } = run.train;
+    const globalBatch = args.perDeviceTrainBatchSize * args.gradientAccumulationSteps;
+    const stepsPerEpoch = Math.ceil(rows.length / globalBatch);
+    const total = totalSteps(rows.length, globalBatch, args.numTrainEpochs, args.maxSteps);
+    const optimizer = new AdamW(model, {
+      learningRate: args.learningRate,
+      schedule: args.lrSchedulerType,
+      warmupSteps: args.warmupSteps ?? Math.ceil(args.warmupRatio * total),
+      totalSteps: total,
+      betas: [args.adamBeta1, args.adamBeta2],
+      eps: args.adamEpsilon,
+      weightDecay: args.weightDecay,
+      maxGradNorm: args.maxGradNorm,
+    });
+    const means = new MetricMeans();
+    let state: TrainerState = { global_step: 0, max_steps: total, epoch: 0, log_history: [] };
+    let lossSum = 0;
+    const resume = this.#resumeKey(run, total);
+    const save = async () => {
+      const dir = await saveCheckpoint(args.outputDir, {
+        ...{ model, optimizer, state, resume, lossSum, wrpo: VERSION, pending: means.toJSON() },
+      });
+      run.tokenizer?.saveTo(dir);
+      pruneCheckpoints(args.outputDir, args.saveTotalLimit);
+      this.emit('save', dir);
+    };
+
+    pruneCheckpoints(args.outputDir);
+    const from =
+      resumeFromCheckpoint === true ? listCheckpoints(args.outputDir).at(-1) : resumeFromCheckpoint || undefined;
+    if (from) {
+      const checkpoint = readCheckpoint(from, resume);
+      await this.#restore(model, from);
+      await optimizer.load(from, checkpoint.step);
+      ({ state, lossSum } = checkpoint);
+      means.restore(checkpoint.pending);
+    }
+    this.#rewindMetrics(state.global_step);
+
+    const bar = progressBar('training', total, !args.disableTqdm);
+    let tokens = 0;
+    let since = performance.now();
+    try {
+      while (state.global_step < total) {
+        const step = state.global_step;
+        const objective = this.#objectiveAt(step, total);
+        const chosen = this.#batchRows(rows.length, globalBatch, stepsPerEpoch, step);
+        const batch = chosen.map((i) => rows[i]!);
+        const normalizer =
+          args.lossType === 'sft' ? batch.reduce((n, row) => n + row.responses.completion!.length, 0) : batch.length;
+        const stepMeans = new MetricMeans();
+        let taken = 0;
+        for (const part of splitMicrobatches(batch, roles, args.microbatchTokens)) {
+          if (signal?.aborted) {
+            await model.zeroGradients();
+            if (step > 0) await save();
+            signal.throwIfAborted();
+          }
+          const reference = await this.#referenceOf(run, run.train, part, chosen.slice(taken, taken + part.length));
+          const examples = await this.#accumulate(model, part, roles, reference, objective, normalizer, step);
+          if (step === 0) this.#checkStart(examples, part);
+          for (const example of examples) {
+            stepMeans.add(example, objective);
+            means.add(example, objective);
+            tokens += example.tokens;
+          }
+          taken += part.length;
+        }
+        const { gradNorm, learningRate } = await this.#update(optimizer, step, batch);
+        state.global_step++;
+        state.epoch = state.global_step / stepsPerEpoch;
+
+        const now = {
+          grad_norm: gradNorm,
+          learning_rate: learningRate,
+          ...(args.lossType === 'wrpo' && { cur_alpha: this.#alpha }),
+        };
+        const metrics: Metrics = { ...stepMeans.means(), ...now };
+        lossSum += metrics.loss!;
+        const seconds = (performance.now() - since) / 1000;
+        bar.update(state.global_step, { ...metrics, tokens_per_second: tokens / seconds });
+        if (state.global_step % args.loggingSteps === 0 || state.global_step === total) {
+          const peak = { tokens_per_second: tokens / seconds, peak_memory_bytes: model.memory().peak };
+          this.#log(state, { ...means.means(), ...now, ...peak });
+          means.reset();
+          tokens = 0;
+          since = performance.now();
+        }
+        const due = (every: number | undefined) => every !== undefined && state.global_step % every === 0;
+        if (run.eval && due(args.evalSteps) && state.global_step < total) {
+          const paused = performance.now();
+          this.#log(state, await this.#evaluate(run, run.eval));
+          since += performance.now() - paused;
+        }
+        if (due(args.saveSteps)) {
+          const paused = performance.now();
+          await save();
+          since += performance.now() - paused;
+        }
+        const result = { step: state.global_step, totalSteps: total, metrics };
+        this.emit('step', result);
+        yield result;
+      }
+    } finally {
+      bar.stop();
+      await optimizer.close();
+    }
+    this.#alpha = args.alpha;
+    if (run.eval) this.#log(state, await this.#evaluate(run, run.eval));
+    this.#last = { ...this.#last, train_loss: lossSum / total };
+    await this.saveModel();
+    writeFileAtomic(join(args.outputDir, 'trainer_state.json'), `${JSON.stringify(state, null, 1)}\n`);
+  }
+
+  /** Metrics on the evaluation set (`eval_…`), with the final alpha and, beside it, the current one. */
+  async evaluate(): Promise<Metrics> {
+    const run = await this.#prepare();
+    if (!run.eval) throw new WrpoError('ERR_CONFIG', 'evaluate() needs an evalDataset');
+    await this.#computeReference(run);
+    return this.#evaluate(run, run.eval);
+  }
+
+  /** Saves the policy, with its tokenizer, in Hugging Face layout. Default directory: `outputDir`. */
+  async saveModel(dir = this.args.outputDir): Promise<void> {
+    const { model, tokenizer } = await this.#prepare();
+    await model.save(dir, { dtype: model.dtype === 'float64' ? 'float64' : this.args.saveDtype });
+    await tokenizer?.saveTo(dir);
+    this.emit('save', dir);
+  }
+
+  /** The policy. */
+  async model(): Promise<Model> {
+    return (await this.#prepare()).model;
+  }
+
+  /** Frees the models that this trainer loaded itself. */
+  async close(): Promise<void> {
+    const run = await this.#prepared?.catch(() => undefined);
+    if (run && typeof this.#options.model === 'string') await run.model.close();
+    if (run?.refModel && !(this.#options.refModel instanceof Model)) await run.refModel.close();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  /** Loads and encodes everything, once. */
+  #prepare(): Promise<Prepared> {
+    this.#prepared ??= this.#load();
+    return this.#prepared;
+  }
+
+  async #load(): Promise<Prepared> {
+    const { args } = this;
+    const { trainDataset, evalDataset, refModel: reference = args.refModelNameOrPath } = this.#options;
+    const roles = rolesOf(args.lossType);
+    const trainRows = await readRows(trainDataset, 'trainDataset', args);
+    const evalRows = evalDataset === undefined ? undefined : await readRows(evalDataset, 'evalDataset', args);
+    const model = await openModel(this.#options.model, args);
+    const tokenizer = this.#options.tokenizer ?? (await tokenizerOf(model));
+    const encode = async (rows: PreferenceRow[], name: string): Promise<Split> => {
+      const { maxLength, maxPromptLength } = args;
+      const limits = { maxLength, maxPromptLength, vocabSize: model.config.vocabSize };
+      const report = await encodeRows(rows, { tokenizer, roles, ...limits });
+      if (report.rows.length === 0) {
+        throw new WrpoError('ERR_DATA', `${name}: no row is left: the prompts of all ${rows.length} are too long`);
+      }
+      if (report.dropped + report.truncated > 0) {
+        const { dropped, truncated } = report;
+        this.#say(
+          `${name}: ${rows.length} rows, ${dropped} dropped (prompt too long), ${truncated} responses cut to max_length`,
+        );
+      }
+      return { rows: report.rows };
+    };
+    const train = await encode(trainRows, 'training data');
+    const evalSplit = evalRows && (await encode(evalRows, 'evaluation data'));
+    const needs = usesReference(args.lossType);
+    const refModel = needs && reference !== undefined ? await openModel(reference, args) : undefined;
+    const fingerprint = await model.fingerprint();
+    mkdirSync(args.outputDir, { recursive: true });
+    describeRun(args, { 'model weights': fingerprint, 'training data': hashRows(train.rows, roles) });
+    return { model, tokenizer, refModel, roles, fingerprint, train, eval: evalSplit };
+  }
+
+  /** Fills in the reference columns, unless a resident reference model answers for every batch. */
+  async #computeReference(run: Prepared, signal?: AbortSignal): Promise<void> {
+    const { args } = this;
+    if (!usesReference(args.lossType) || run.refModel) return;
+    for (const [name, split] of Object.entries({ train: run.train, eval: run.eval })) {
+      if (!split || split.reference) continue;
+      const bar = progressBar('reference log-probs', split.rows.length, !args.disableTqdm);
+      try {
+        split.reference = await referenceColumn({
+          file: join(args.outputDir, `reference-${name}.jsonl`),
+          key: {
+            'model weights': run.fingerprint,
+            'token ids': hashRows(split.rows, run.roles),
+            roles: run.roles.join(),
+            dtype: run.model.dtype,
+          },
+          model: run.model,
+          rows: split.rows,
+          roles: run.roles,
+          microbatchTokens: args.microbatchTokens,
+          sharePrompt: args.sharePrompt,
+          onProgress: (done) => bar.update(done, {}),
+          signal,
+        });
+      } finally {
+        bar.stop();
+      }
+    }
+  }
+
+  async #referenceOf(
+    run: Prepared,
+    split: Split,
+    part: EncodedRow[],
+    indices: readonly number[],
+  ): Promise<ReferenceColumn> {
+    if (run.refModel) return logProbsOf(run.refModel, part, run.roles, this.args.sharePrompt);
+    return indices.map((i) => split.reference?.[i] ?? {});
+  }
+
+  #objectiveAt(step: number, total: number): Objective {
+    const { lossType, beta, labelSmoothing, alpha, isDynamic } = this.args;
+    this.#alpha = alphaAt(step, total, alpha, isDynamic);
+    return lossType === 'sft' ? { lossType } : { lossType, beta, labelSmoothing, alpha: this.#alpha };
+  }
+
+  /** The indices of the rows of a step's global batch. */
+  #batchRows(rows: number, globalBatch: number, stepsPerEpoch: number, step: number): number[] {
+    const order = epochOrder(rows, this.args.shuffle, this.args.seed, Math.floor(step / stepsPerEpoch));
+    const start = (step % stepsPerEpoch) * globalBatch;
+    return [...order.subarray(start, start + globalBatch)];
+  }
+
+  async #accumulate(
+    model: Model,
+    part: EncodedRow[],
+    roles: Role[],
+    reference: ReferenceColumn,
+    objective: Objective,
+    normalizer: number,
+    step: number,
+  ): Promise<Example[]> {
+    const batch: PackedBatch = withContests(
+      packRows(part, roles, { sharePrompt: this.args.sharePrompt }),
+      contestsOf(objective),
+    );
+    if (usesReference(objective.lossType)) {
+      batch.reference = Float64Array.from(reference.flatMap((row) => roles.map((role) => row[role]!)));
+    }
+    try {
+      const { logps, losses } = await model.accumulate(batch, { objective: formOf(objective), normalizer });
+      return part.map((row, i) => ({
+        loss: losses[i]!,
+        tokens: countTokens(row, roles),
+        logps: Object.fromEntries(roles.map((role, k) => [role, logps[i * roles.length + k]!])),
+        reference: reference[i]!,
+      }));
+    } catch (error) {
+      throw nonFinite(error, step, part);
+    }
+  }
+
+  async #update(
+    optimizer: AdamW,
+    step: number,
+    batch: EncodedRow[],
+  ): Promise<{ gradNorm: number; learningRate: number }> {
+    try {
+      return await optimizer.step();
+    } catch (error) {
+      throw nonFinite(error, step, batch);
+    }
+  }
+
+  /** At the first step the policy is the reference: every log-ratio must be 0 to rounding, and the loss ln 2. */
+  #checkStart(examples: Example[], rows: EncodedRow[]): void {
+    if (!usesReference(this.args.lossType) || this.#options.refModel || this.args.refModelNameOrPath) return;
+    const tolerance = this.args.dtype === 'bfloat16' ? 2e-2 : 1e-4;
+    for (const [i, { logps, reference }] of examples.entries()) {
+      for (const [role, value] of Object.entries(logps) as [Role, number][]) {
+        const difference = Math.abs(value - reference[role]!);
+        if (difference <= tolerance * Math.max(1, Math.abs(value))) continue;
+        throw new WrpoError(
+          'ERR_INTERNAL',
+          `before the first update policy and reference must agree, but the log-prob of ${role} of ${rows[i]!.where} differs by ${difference}`,
+        );
+      }
+    }
+  }
+
+  async #evaluate(run: Prepared, split: Split): Promise<Metrics> {
+    const { args } = this;
+    const bar = progressBar('evaluation', split.rows.length, !args.disableTqdm);
+    const final = new MetricMeans();
+    const current = new MetricMeans();
+    let done = 0;
+    try {
+      for (const part of splitMicrobatches(split.rows, run.roles, args.microbatchTokens)) {
+        const indices = part.map((_, i) => done + i);
+        const reference = await this.#referenceOf(run, split, part, indices);
+        const logps = await logProbsOf(run.model, part, run.roles, args.sharePrompt);
+        for (const [i, row] of part.entries()) {
+          const example = { tokens: countTokens(row, run.roles), logps: logps[i]!, reference: reference[i]! };
+          for (const [means, alpha] of [[final, args.alpha] as const, [current, this.#alpha] as const]) {
+            const objective = this.#evalObjective(alpha);
+            means.add({ ...example, loss: lossOf(example, objective) }, objective);
+          }
+        }
+        done += part.length;
+        bar.update(done, {});
+      }
+    } finally {
+      bar.stop();
+    }
+    const metrics: Metrics = {};
+    for (const [name, value] of Object.entries(final.means())) metrics[`eval_${name}`] = value;
+    if (args.lossType === 'wrpo') metrics.eval_loss_current_alpha = current.means().loss!;
+    this.emit('evaluate', metrics);
+    return metrics;
+  }
+
+  #evalObjective(alpha: number): Objective {
+    const { lossType, beta, labelSmoothing } = this.args;
+    return lossType === 'sft' ? { lossType } : { lossType, beta, labelSmoothing, alpha };
+  }
+
+  /** What must be equal for a checkpoint to be continued to the same bits. */
+  #resumeKey({ fingerprint, train, roles }: Prepared, total: number): Record<string, string | number | boolean> {
+    const {
+      lossType,
+      beta,
+      alpha,
+      isDynamic,
+      labelSmoothing,
+      learningRate,
+      lrSchedulerType,
+      weightDecay,
+      maxGradNorm,
+    } = this.args;
+    const {
+      adamBeta1,
+      adamBeta2,
+      adamEpsilon,
+      warmupRatio,
+      warmupSteps,
+      microbatchTokens,
+      sharePrompt,
+      dtype,
+      shuffle,
+      seed,
+    } = this.args;
+    return {
+      'the initial model': fingerprint,
+      'the training data': hashRows(train.rows, roles),
+      'the number of steps': total,
+      ...{ lossType, beta, alpha, isDynamic, labelSmoothing, learningRate, lrSchedulerType, weightDecay, maxGradNorm },
+      ...{
+        adamBeta1,
+        adamBeta2,
+        adamEpsilon,
+        warmupRatio,
+        warmupSteps: warmupSteps ?? -1,
+        microbatchTokens,
+        sharePrompt,
+        dtype,
+      },
+      ...{ shuffle, seed, 'the global batch': this.args.perDeviceTrainBatchSize * this.args.gradientAccumulationSteps },
+    };
+  }
+
+  async #restore(model: Model, dir: string): Promise<void> {
+    const targets = [...model.parameters({ master: true })].map(([name, tensor]) => ({ name, tensor }));
+    await loadTensors(loadNative(), targets, readModelTensors(dir), { where: dir });
+    await model.syncWork();
+  }
+
+  #log(state: TrainerState, values: Metrics): void {
+    const line = { step: state.global_step, epoch: round(state.epoch, 6), ...values };
+    state.log_history.push(line);
+    appendLines(join(this.args.outputDir, 'metrics.jsonl'), [JSON.stringify(line)]);
+    this.#last = line;
+    this.emit('log', line);
+  }
+
+  /** Drops lines a killed run logged after the step it is resumed from. */
+  #rewindMetrics(step: number): void {
+    const path = join(this.args.outputDir, 'metrics.jsonl');
+    if (!existsSync(path)) return;
+    const kept = readFileSync(path, 'utf8')
+      .split('\n')
+      .filter((line) => line.endsWith('}') && JSON.parse(line).step <= step && step > 0);
+    writeFileAtomic(path, kept.map((line) => `${line}\n`).join(''));
+  }
+
+  #say(line: string): void {
+    process.stderr.write(`${line}\n`);
+  }
+}
+
+const round = (value: number, digits: number) => Number(value.toFixed(digits));
+
+/** Tokens of a row's sequences, as if nothing were shared: one unit for every way of packing. */
+function countTokens(row: EncodedRow, roles: readonly Role[]): number {
+  return roles.reduce((n, role) => n + row.prompt.length + row.responses[role]!.length, 0);
+}
+
+function lossOf({ logps, reference }: Omit<Example, 'loss'>, objective: Objective): number {
+  const columns = (values: Partial<Record<Role, number>>) =>
+    Object.fromEntries(Object.entries(values).map(([role, value]) => [role, [value]]));
+  return preferenceLoss({ policy: columns(logps), reference: columns(reference) }, objective).loss;
+}
+
+async function openModel(model: string | Model, { dtype }: TrainingArgs): Promise<Model> {
+  return typeof model === 'string' ? Model.load(model, { dtype }) : model;
+}
+
+async function tokenizerOf({ directory }: Model): Promise<Tokenizer | undefined> {
+  return directory && existsSync(join(directory, 'tokenizer.json')) ? Tokenizer.load(directory) : undefined;
+}
+
+/** The rows of a file or of objects in memory; fine-tuning takes the best response a row has as its completion. */
+async function readRows(
+  source: string | readonly unknown[],
+  name: string,
+  { lossType }: TrainingArgs,
+): Promise<PreferenceRow[]> {
+  const rows =
+    typeof source === 'string'
+      ? await loadPreferences(source)
+      : source.map((row, i) => toPreferenceRow(row, `${name}[${i}]`));
+  if (rows.length === 0) throw new WrpoError('ERR_DATA', `${name} is empty`);
+  if (lossType !== 'sft') return rows;
+  return rows.map((row) => {
+    const { completion, source_chosen, target_chosen } = row.responses;
+    return { ...row, responses: { completion: completion ?? source_chosen ?? target_chosen } };
+  });
+}
+
+function nonFinite(error: unknown, step: number, rows: EncodedRow[]): unknown {
+  if (!(error instanceof WrpoError) || error.code !== 'ERR_NON_FINITE') return error;
+  const where = rows.length === 1 ? rows[0]!.where : `${rows[0]!.where} … ${rows.at(-1)!.where}`;
+  return new WrpoError(
+    'ERR_NON_FINITE',
+    `stopped at step ${step + 1}, before its update: ${error.message} (${where})`,
+    { cause: error },
+  );
+}
