@@ -59,28 +59,24 @@ void resetMemoryPeaks() {
 }
 
 at::Tensor Workspace::take(at::IntArrayRef sizes, at::ScalarType type) {
-  size_t bytes = c10::elementSize(type);
+  int64_t bytes = int64_t(c10::elementSize(type));
   for (int64_t size : sizes) bytes *= size;
   bytes = (bytes + 63) / 64 * 64;
-  while (slab_ < slabs_.size() && offset_ + bytes > size_t(slabs_[slab_].numel())) ++slab_, offset_ = 0;
-  if (slab_ == slabs_.size()) {
-    size_t size = std::max({bytes, wanted_, size_t(1) << 20});
-    wanted_ = 0;
-    slabs_.push_back(at::empty({int64_t(size)}, at::kByte));
-    offset_ = 0;
-  }
-  char* p = static_cast<char*>(slabs_[slab_].data_ptr()) + offset_;
-  offset_ += bytes;
+  auto slab = std::find_if(slabs_.begin(), slabs_.end(), [&](const Slab& s) { return s.used + bytes <= s.memory.numel(); });
+  if (slab == slabs_.end()) slab = slabs_.insert(slab, {at::empty({std::max(bytes, slabBytes)}, at::kByte), 0});
+  char* p = static_cast<char*>(slab->memory.data_ptr()) + slab->used;
+  slab->used += bytes;
   return at::from_blob(p, sizes, at::TensorOptions(type));
 }
 
-void Workspace::reset() {
-  if (slabs_.size() > 1) {
-    wanted_ = 0;
-    for (auto& slab : slabs_) wanted_ += slab.numel();
-    slabs_.clear();
-  }
-  slab_ = offset_ = 0;
+Workspace::Mark Workspace::mark() const {
+  Mark mark;
+  for (const auto& slab : slabs_) mark.push_back(slab.used);
+  return mark;
+}
+
+void Workspace::release(const Mark& mark) {
+  for (size_t i = 0; i < slabs_.size(); ++i) slabs_[i].used = i < mark.size() ? mark[i] : 0;
 }
 
 }  // namespace wrpo

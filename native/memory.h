@@ -16,22 +16,25 @@ void countAllocations();
 MemoryStats memoryStats();
 void resetMemoryPeaks();
 
-// Scratch for activations: a bump allocator over slabs that outlive the micro-batch, since fresh pages cost more than
-// the arithmetic on them. Tensors taken from it are valid until the reset() or release() that covers them.
+// Scratch for activations: bump allocation in slabs that outlive the micro-batch, since fresh pages cost more than the
+// arithmetic on them. No slab is larger than the largest tensor asked for (or slabBytes). Tensors taken from it are valid
+// until the reset() or release() that covers them.
 class Workspace {
  public:
-  struct Mark {
-    size_t slab, offset;
-  };
+  static constexpr int64_t slabBytes = int64_t(16) << 20;
+
+  using Mark = std::vector<int64_t>;
   at::Tensor take(at::IntArrayRef sizes, at::ScalarType type);
-  Mark mark() const { return {slab_, offset_}; }
-  void release(Mark mark) { slab_ = mark.slab, offset_ = mark.offset; }
-  // Starts over; several slabs become one of their total size at the next take().
-  void reset();
+  Mark mark() const;
+  void release(const Mark& mark);
+  void reset() { release({}); }
 
  private:
-  std::vector<at::Tensor> slabs_;
-  size_t slab_ = 0, offset_ = 0, wanted_ = 0;
+  struct Slab {
+    at::Tensor memory;
+    int64_t used;
+  };
+  std::vector<Slab> slabs_;
 };
 
 }  // namespace wrpo

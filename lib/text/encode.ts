@@ -40,7 +40,7 @@ interface RowIds {
 }
 
 // Rows per call of the tokenizer: enough to fill all cores, few enough not to hold up the event loop.
-const SLICE = 32;
+const SLICE = 16;
 
 /** Turns rows of text or ids into token ids, every one of them checked against the model's vocabulary. */
 export async function encodeRows(rows: PreferenceRow[], options: EncodeOptions): Promise<EncodeReport> {
