@@ -119,19 +119,14 @@ function locateCmakeJs() {
 function requireBuildTools() {
   const tools = [
     { name: 'cmake', debian: 'cmake', fedora: 'cmake', found: onPath('cmake') },
-    {
-      name: 'a C++ compiler',
-      debian: 'g++',
-      fedora: 'gcc-c++',
-      found: process.env.CXX || onPath('c++', 'g++', 'clang++'),
-    },
+    { name: 'a C++ compiler', debian: 'g++', fedora: 'gcc-c++', found: onPath('g++', 'clang++') },
     { name: 'make', debian: 'make', fedora: 'make', found: onPath('make', 'ninja') },
   ];
   const missing = tools.filter(({ found }) => !found);
   if (missing.length === 0) return;
   const list = (key, separator) => missing.map((tool) => tool[key]).join(separator);
   fail(
-    `The native core cannot be built without ${list('name', ' and ')}: install what is missing (Debian: apt install ${list('debian', ' ')}; Fedora: dnf install ${list('fedora', ' ')}).`,
+    `The native core cannot be built without ${list('name', ', ')}: install what is missing (Debian: apt install ${list('debian', ' ')}; Fedora: dnf install ${list('fedora', ' ')}).`,
   );
 }
 

@@ -26,12 +26,17 @@ function nearMiss(gold, rng) {
   return gold.slice(0, place) + otherOfItsKind(gold[place], rng) + gold.slice(place + 1);
 }
 
-/** @param {{ seed: number, n: number, split?: Split }} options @returns {Quadruple[]} */
-export function quadruples({ seed, n, split = 'po' }) {
+/**
+ * About n rows: those of n prompts whose skill is of one of the families.
+ * @param {{ seed: number, n: number, split?: Split, families?: string }} options
+ * @returns {Quadruple[]}
+ */
+export function quadruples({ seed, n, split = 'po', families = 'SNF' }) {
   // Not the seed itself: the choices would follow the very numbers that drew the prompts.
   const rng = new Rng(fnv1a(`quadruples|${seed}`));
   const sources = [MODELS.srcA, MODELS.srcB, MODELS.srcC];
-  return prompts(seed, n, split).map(({ skill, args: [arg], gold, prompt }) => {
+  const drawn = prompts(seed, n, split).filter(({ skill }) => families.includes(skill.family));
+  return drawn.map(({ skill, args: [arg], gold, prompt }) => {
     const expert = sources.find((source) => source.family === skill.family) ?? MODELS.target;
     // Some inputs are their own answer (letters already sorted), where the parrot would be right.
     const parrots = rng.int(2) === 1 && arg !== gold;
@@ -46,16 +51,19 @@ export function quadruples({ seed, n, split = 'po' }) {
 
 /**
  * The target's pre-training stream from its start, in which it parrots its input in a share `habit` of the answers.
- * @param {{ n: number, seed?: number, split?: Split, habit?: number }} options
+ * Skills of other families are passed over.
+ * @param {{ n: number, seed?: number, split?: Split, habit?: number, families?: string }} options
  * @returns {SftRow[]}
  */
-export function sftRows({ n, seed = MODELS.target.seed, split = 'pre', habit = 0.7 }) {
+export function sftRows({ n, seed = MODELS.target.seed, split = 'pre', habit = 0.7, families = 'SNF' }) {
   const rng = new Rng(seed);
   const good = 1000 - Math.round(1000 * habit);
-  return Array.from({ length: n }, () => {
-    const { prompt, response } = drawExample(rng, MODELS.target, () => good, split);
-    return { prompt, completion: response };
-  });
+  const rows = [];
+  while (rows.length < n) {
+    const { skill, prompt, response } = drawExample(rng, MODELS.target, () => good, split);
+    if (families.includes(skill.family)) rows.push({ prompt, completion: response });
+  }
+  return rows;
 }
 
 /** @param {string} file @param {object[]} rows */

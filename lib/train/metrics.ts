@@ -3,6 +3,7 @@
  * sums are kept in plain numbers so that a checkpoint can hold them.
  */
 import type { Role } from '../data/preferences.js';
+import type { EncodedRow } from '../text/encode.js';
 import type { Objective } from './objective.js';
 
 export type Metrics = Record<string, number>;
@@ -46,6 +47,11 @@ export function exampleMetrics(example: Example, objective: Objective): Metrics 
   metrics['logps/target_chosen'] = logps.target_chosen!;
   metrics['logps/rejected'] = logps.rejected!;
   return metrics;
+}
+
+/** Tokens of a row's sequences, as if nothing were shared: one unit for every way of packing. */
+export function countTokens({ prompt, responses }: EncodedRow, roles: readonly Role[]): number {
+  return roles.reduce((n, role) => n + prompt.length + responses[role]!.length, 0);
 }
 
 /** Means over an interval. */

@@ -27,6 +27,15 @@ const COEFFICIENTS: { [T in LossType]: (alpha: number) => Coefficients } = {
   sft: () => ({ completion: 1 }), // the linear form: loss −log π(y|x)
 };
 
+/** The objective of a run at a given alpha. */
+export function objectiveOf(
+  args: { lossType: LossType; beta: number; labelSmoothing: number },
+  alpha: number,
+): Objective {
+  const { lossType, beta, labelSmoothing } = args;
+  return lossType === 'sft' ? { lossType } : { lossType, beta, labelSmoothing, alpha };
+}
+
 /** The roles a row must have for a loss. */
 export function rolesOf(lossType: LossType): Role[] {
   return Object.keys(COEFFICIENTS[lossType](0)) as Role[];

@@ -4,34 +4,26 @@ import { existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { appendLines, writeFileAtomic } from '../data/files.js';
 import { type PackedBatch, packRows, splitMicrobatches, withContests } from '../data/pack.js';
-import { loadPreferences, type PreferenceRow, type Role, toPreferenceRow } from '../data/preferences.js';
+import type { Role } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
-import { Model } from '../model/model.js';
+import type { Model } from '../model/model.js';
 import { loadTensors, readModelTensors } from '../model/safetensors.js';
 import { loadNative } from '../native/load.js';
-import { type EncodedRow, encodeRows } from '../text/encode.js';
-import { Tokenizer } from '../text/tokenizer.js';
+import type { EncodedRow } from '../text/encode.js';
 import { AdamW } from './adamw.js';
 import { resolveArgs, type TrainingArgs, type TrainingArgsInput } from './args.js';
 import { listCheckpoints, pruneCheckpoints, readCheckpoint, saveCheckpoint, type TrainerState } from './checkpoint.js';
-import { type Example, MetricMeans, type Metrics } from './metrics.js';
-import { contestsOf, formOf, type Objective, preferenceLoss, rolesOf, usesReference } from './objective.js';
+import { evaluateSplit } from './evaluate.js';
+import { countTokens, type Example, MetricMeans, type Metrics } from './metrics.js';
+import { contestsOf, formOf, type Objective, objectiveOf, usesReference } from './objective.js';
+import { type DataOptions, fillReference, type Prepared, prepare, referenceOf, type Split } from './prepare.js';
 import { progressBar } from './progress.js';
-import { hashRows, logProbsOf, type ReferenceColumn, referenceColumn } from './reference.js';
+import { hashRows, type ReferenceColumn } from './reference.js';
 import { describeRun, VERSION } from './run.js';
 import { alphaAt, epochOrder, totalSteps } from './schedule.js';
 
-export interface TrainerOptions {
-  /** A model directory in Hugging Face layout, or a model that is already loaded. */
-  model: string | Model;
+export interface TrainerOptions extends DataOptions {
   args: TrainingArgsInput;
-  /** A JSONL file, or its rows as objects (the shapes are described in data/preferences.ts). */
-  trainDataset: string | readonly unknown[];
-  evalDataset?: string | readonly unknown[];
-  /** Default: the one in the model's directory. Needed for rows of text only. */
-  tokenizer?: Tokenizer;
-  /** The frozen reference, kept in memory. Default: the initial policy, whose log-probs are computed once. */
-  refModel?: string | Model;
   callbacks?: Partial<{ [E in keyof TrainerEvents]: (...args: TrainerEvents[E]) => void }>;
 }
 
@@ -67,22 +59,6 @@ export interface TrainOptions {
   signal?: AbortSignal;
 }
 
-/** The encoded rows of a data set with, once known, their reference log-probs. */
-interface Split {
-  rows: EncodedRow[];
-  reference?: ReferenceColumn;
-}
-
-interface Prepared {
-  model: Model;
-  tokenizer?: Tokenizer;
-  refModel?: Model;
-  roles: Role[];
-  fingerprint: string;
-  train: Split;
-  eval?: Split;
-}
-
 export class Trainer extends EventEmitter<TrainerEvents> {
   readonly args: TrainingArgs;
   readonly #options: TrainerOptions;
@@ -111,7 +87,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   async *steps({ resumeFromCheckpoint, signal }: TrainOptions = {}): AsyncGenerator<StepResult, void> {
     const { args } = this;
     const run = await this.#prepare();
-    await this.#computeReference(run, signal);
+    await fillReference(run, args, signal);
     const { model, roles } = run;
     const { rows } = run.train;
     const globalBatch = args.perDeviceTrainBatchSize * args.gradientAccumulationSteps;
@@ -171,7 +147,13 @@ export class Trainer extends EventEmitter<TrainerEvents> {
             if (step > 0) await save();
             signal.throwIfAborted();
           }
-          const reference = await this.#referenceOf(run, run.train, part, chosen.slice(taken, taken + part.length));
+          const reference = await referenceOf(
+            run,
+            run.train,
+            part,
+            chosen.slice(taken, taken + part.length),
+            args.sharePrompt,
+          );
           const examples = await this.#accumulate(model, part, roles, reference, objective, normalizer, step);
           if (step === 0) this.#checkStart(examples, part);
           for (const example of examples) {
@@ -231,7 +213,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   async evaluate(): Promise<Metrics> {
     const run = await this.#prepare();
     if (!run.eval) throw new WrpoError('ERR_CONFIG', 'evaluate() needs an evalDataset');
-    await this.#computeReference(run);
+    await fillReference(run, this.args);
     return this.#evaluate(run, run.eval);
   }
 
@@ -252,7 +234,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   async close(): Promise<void> {
     const run = await this.#prepared?.catch(() => undefined);
     if (run && typeof this.#options.model === 'string') await run.model.close();
-    if (run?.refModel && !(this.#options.refModel instanceof Model)) await run.refModel.close();
+    if (run?.refModel && run.refModel !== this.#options.refModel) await run.refModel.close();
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -261,87 +243,19 @@ export class Trainer extends EventEmitter<TrainerEvents> {
 
   /** Loads and encodes everything, once. */
   #prepare(): Promise<Prepared> {
-    this.#prepared ??= this.#load();
+    this.#prepared ??= (async () => {
+      const run = await prepare(this.#options, this.args, say);
+      mkdirSync(this.args.outputDir, { recursive: true });
+      const data = hashRows(run.train.rows, run.roles);
+      describeRun(this.args, { 'model weights': run.fingerprint, 'training data': data });
+      return run;
+    })();
     return this.#prepared;
   }
 
-  async #load(): Promise<Prepared> {
-    const { args } = this;
-    const { trainDataset, evalDataset, refModel: reference = args.refModelNameOrPath } = this.#options;
-    const roles = rolesOf(args.lossType);
-    const trainRows = await readRows(trainDataset, 'trainDataset', args);
-    const evalRows = evalDataset === undefined ? undefined : await readRows(evalDataset, 'evalDataset', args);
-    const model = await openModel(this.#options.model, args);
-    const tokenizer = this.#options.tokenizer ?? (await tokenizerOf(model));
-    const encode = async (rows: PreferenceRow[], name: string): Promise<Split> => {
-      const { maxLength, maxPromptLength } = args;
-      const limits = { maxLength, maxPromptLength, vocabSize: model.config.vocabSize };
-      const report = await encodeRows(rows, { tokenizer, roles, ...limits });
-      if (report.rows.length === 0) {
-        throw new WrpoError('ERR_DATA', `${name}: no row is left: the prompts of all ${rows.length} are too long`);
-      }
-      if (report.dropped + report.truncated > 0) {
-        const { dropped, truncated } = report;
-        this.#say(
-          `${name}: ${rows.length} rows, ${dropped} dropped (prompt too long), ${truncated} responses cut to max_length`,
-        );
-      }
-      return { rows: report.rows };
-    };
-    const train = await encode(trainRows, 'training data');
-    const evalSplit = evalRows && (await encode(evalRows, 'evaluation data'));
-    const needs = usesReference(args.lossType);
-    const refModel = needs && reference !== undefined ? await openModel(reference, args) : undefined;
-    const fingerprint = await model.fingerprint();
-    mkdirSync(args.outputDir, { recursive: true });
-    describeRun(args, { 'model weights': fingerprint, 'training data': hashRows(train.rows, roles) });
-    return { model, tokenizer, refModel, roles, fingerprint, train, eval: evalSplit };
-  }
-
-  /** Fills in the reference columns, unless a resident reference model answers for every batch. */
-  async #computeReference(run: Prepared, signal?: AbortSignal): Promise<void> {
-    const { args } = this;
-    if (!usesReference(args.lossType) || run.refModel) return;
-    for (const [name, split] of Object.entries({ train: run.train, eval: run.eval })) {
-      if (!split || split.reference) continue;
-      const bar = progressBar('reference log-probs', split.rows.length, !args.disableTqdm);
-      try {
-        split.reference = await referenceColumn({
-          file: join(args.outputDir, `reference-${name}.jsonl`),
-          key: {
-            'model weights': run.fingerprint,
-            'token ids': hashRows(split.rows, run.roles),
-            roles: run.roles.join(),
-            dtype: run.model.dtype,
-          },
-          model: run.model,
-          rows: split.rows,
-          roles: run.roles,
-          microbatchTokens: args.microbatchTokens,
-          sharePrompt: args.sharePrompt,
-          onProgress: (done) => bar.update(done, {}),
-          signal,
-        });
-      } finally {
-        bar.stop();
-      }
-    }
-  }
-
-  async #referenceOf(
-    run: Prepared,
-    split: Split,
-    part: EncodedRow[],
-    indices: readonly number[],
-  ): Promise<ReferenceColumn> {
-    if (run.refModel) return logProbsOf(run.refModel, part, run.roles, this.args.sharePrompt);
-    return indices.map((i) => split.reference?.[i] ?? {});
-  }
-
   #objectiveAt(step: number, total: number): Objective {
-    const { lossType, beta, labelSmoothing, alpha, isDynamic } = this.args;
-    this.#alpha = alphaAt(step, total, alpha, isDynamic);
-    return lossType === 'sft' ? { lossType } : { lossType, beta, labelSmoothing, alpha: this.#alpha };
+    this.#alpha = alphaAt(step, total, this.args.alpha, this.args.isDynamic);
+    return objectiveOf(this.args, this.#alpha);
   }
 
   /** The indices of the rows of a step's global batch. */
@@ -409,39 +323,9 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   }
 
   async #evaluate(run: Prepared, split: Split): Promise<Metrics> {
-    const { args } = this;
-    const bar = progressBar('evaluation', split.rows.length, !args.disableTqdm);
-    const final = new MetricMeans();
-    const current = new MetricMeans();
-    let done = 0;
-    try {
-      for (const part of splitMicrobatches(split.rows, run.roles, args.microbatchTokens)) {
-        const indices = part.map((_, i) => done + i);
-        const reference = await this.#referenceOf(run, split, part, indices);
-        const logps = await logProbsOf(run.model, part, run.roles, args.sharePrompt);
-        for (const [i, row] of part.entries()) {
-          const example = { tokens: countTokens(row, run.roles), logps: logps[i]!, reference: reference[i]! };
-          for (const [means, alpha] of [[final, args.alpha] as const, [current, this.#alpha] as const]) {
-            const objective = this.#evalObjective(alpha);
-            means.add({ ...example, loss: lossOf(example, objective) }, objective);
-          }
-        }
-        done += part.length;
-        bar.update(done, {});
-      }
-    } finally {
-      bar.stop();
-    }
-    const metrics: Metrics = {};
-    for (const [name, value] of Object.entries(final.means())) metrics[`eval_${name}`] = value;
-    if (args.lossType === 'wrpo') metrics.eval_loss_current_alpha = current.means().loss!;
+    const metrics = await evaluateSplit(run, split, this.args, this.#alpha);
     this.emit('evaluate', metrics);
     return metrics;
-  }
-
-  #evalObjective(alpha: number): Objective {
-    const { lossType, beta, labelSmoothing } = this.args;
-    return lossType === 'sft' ? { lossType } : { lossType, beta, labelSmoothing, alpha };
   }
 
   /** What must be equal for a checkpoint to be continued to the same bits. */
@@ -511,50 +395,10 @@ export class Trainer extends EventEmitter<TrainerEvents> {
       .filter((line) => line.endsWith('}') && JSON.parse(line).step <= step && step > 0);
     writeFileAtomic(path, kept.map((line) => `${line}\n`).join(''));
   }
-
-  #say(line: string): void {
-    process.stderr.write(`${line}\n`);
-  }
 }
 
+const say = (line: string) => process.stderr.write(`${line}\n`);
 const round = (value: number, digits: number) => Number(value.toFixed(digits));
-
-/** Tokens of a row's sequences, as if nothing were shared: one unit for every way of packing. */
-function countTokens(row: EncodedRow, roles: readonly Role[]): number {
-  return roles.reduce((n, role) => n + row.prompt.length + row.responses[role]!.length, 0);
-}
-
-function lossOf({ logps, reference }: Omit<Example, 'loss'>, objective: Objective): number {
-  const columns = (values: Partial<Record<Role, number>>) =>
-    Object.fromEntries(Object.entries(values).map(([role, value]) => [role, [value]]));
-  return preferenceLoss({ policy: columns(logps), reference: columns(reference) }, objective).loss;
-}
-
-async function openModel(model: string | Model, { dtype }: TrainingArgs): Promise<Model> {
-  return typeof model === 'string' ? Model.load(model, { dtype }) : model;
-}
-
-async function tokenizerOf({ directory }: Model): Promise<Tokenizer | undefined> {
-  return directory && existsSync(join(directory, 'tokenizer.json')) ? Tokenizer.load(directory) : undefined;
-}
-
-/** The rows of a file or of objects in memory; fine-tuning takes the best response a row has as its completion. */
-async function readRows(
-  source: string | readonly unknown[],
-  name: string,
-  { lossType }: TrainingArgs,
-): Promise<PreferenceRow[]> {
-  const rows =
-    typeof source === 'string'
-      ? await loadPreferences(source)
-      : source.map((row, i) => toPreferenceRow(row, `${name}[${i}]`));
-  if (rows.length === 0) throw new WrpoError('ERR_DATA', `${name} is empty`);
-  if (lossType !== 'sft') return rows;
-  return rows.map((row) => {
-    const { completion, source_chosen, target_chosen } = row.responses;
-    return { ...row, responses: { completion: completion ?? source_chosen ?? target_chosen } };
-  });
-}
 
 function nonFinite(error: unknown, step: number, rows: EncodedRow[]): unknown {
   if (!(error instanceof WrpoError) || error.code !== 'ERR_NON_FINITE') return error;
