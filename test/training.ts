@@ -10,9 +10,9 @@ import { WrpoError, type WrpoErrorCode } from '../lib/errors.ts';
 export const ROOT = fileURLToPath(new URL('..', import.meta.url));
 export const FIXTURES = join(ROOT, 'test', 'fixtures');
 /** A Llama of two layers with a vocabulary of 199. */
-const LLAMA = existsSync(join(FIXTURES, 'llama', 'ref')) ? join(FIXTURES, 'llama') : join(FIXTURES, 'llama');
-export const POLICY = join(LLAMA, 'policy');
-export const REFERENCE = join(LLAMA, 'ref');
+export const POLICY = join(FIXTURES, 'llama', 'policy');
+/** Another, of the same shape. */
+export const REFERENCE = join(FIXTURES, 'llama', 'ref');
 export const TRACE = join(FIXTURES, 'trace_llama');
 export const MAIN = join(ROOT, 'dist', 'cli', 'main.js');
 const VOCABULARY = 199;

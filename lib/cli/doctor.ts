@@ -2,6 +2,8 @@ import { existsSync, readFileSync, realpathSync } from 'node:fs';
 import { availableParallelism, cpus } from 'node:os';
 import { dirname } from 'node:path';
 import pc from 'picocolors';
+import { readModelConfig } from '../model/config.js';
+import { readModelTensors } from '../model/safetensors.js';
 import type { NativeAddon } from '../native/addon.js';
 import { type Libtorch, verifyLibtorch } from '../native/libtorch.js';
 import { checkRelease, coreTorchVersion, findCore, findShim, loadNative, requireLibtorch } from '../native/load.js';
@@ -17,7 +19,7 @@ interface Check {
  * `wrpo doctor`: everything that can be wrong with an installation, in the order in which it would go wrong.
  * Returns false if something is.
  */
-export async function doctor(options: { json?: boolean }): Promise<boolean> {
+export async function doctor(options: { json?: boolean; model?: string }): Promise<boolean> {
   const checks: Check[] = [];
   // A check that needs what a failed one would have found is left out: one cause, one line.
   const check = async <T>(name: string, find: () => T | Promise<T>, show: (found: T) => string = String) => {
@@ -43,6 +45,8 @@ export async function doctor(options: { json?: boolean }): Promise<boolean> {
   if (addon) await check('info', () => info(addon));
   if (addon) await check('openmp', openmpRuntime);
   await check('threads', threads);
+  const { model } = options;
+  if (model) await check('model', () => describeModel(model));
 
   const ok = checks.every((one) => one.ok);
   if (options.json) {
@@ -55,6 +59,14 @@ export async function doctor(options: { json?: boolean }): Promise<boolean> {
     }
   }
   return ok;
+}
+
+function describeModel(dir: string): string {
+  const c = readModelConfig(dir);
+  const tensors = readModelTensors(dir);
+  const rope = c.rope.type === 'default' ? '' : `, ${c.rope.type} rope scaling`;
+  const head = c.tieWordEmbeddings ? 'tied' : 'untied';
+  return `llama: ${c.layers} layers, width ${c.hiddenSize}, ${c.heads} heads (${c.kvHeads} for keys), vocabulary ${c.vocabSize} (${head})${rope}; ${tensors.size} tensors stored`;
 }
 
 function nodeVersion(): string {

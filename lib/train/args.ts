@@ -1,90 +1,98 @@
 /** Training arguments: TRL's names in camelCase; files and the command line may spell them in snake_case. */
-import { z } from 'zod';
+import { createRequire } from 'node:module';
+import type { output, input as ZodInput } from 'zod';
 import { WrpoError } from '../errors.js';
 
-const positive = z.number().positive();
-const count = z.number().int().positive();
-const fraction = z.number().min(0).max(1);
+function buildSchema({ z }: typeof import('zod')) {
+  const positive = z.number().positive();
+  const count = z.number().int().positive();
+  const fraction = z.number().min(0).max(1);
+  return z.object({
+    /** A model directory in Hugging Face layout. */
+    modelNameOrPath: z.string().optional(),
+    /** The frozen reference, held in memory; without it the initial policy's log-probs are computed once and cached. */
+    refModelNameOrPath: z.string().optional(),
+    datasetName: z.string().optional(),
+    evalDatasetName: z.string().optional(),
+    outputDir: z.string(),
 
-const schema = z.object({
-  /** A model directory in Hugging Face layout. */
-  modelNameOrPath: z.string().optional(),
-  /** The frozen reference, held in memory; without it the initial policy's log-probs are computed once and cached. */
-  refModelNameOrPath: z.string().optional(),
-  datasetName: z.string().optional(),
-  evalDatasetName: z.string().optional(),
-  outputDir: z.string(),
+    lossType: z.enum(['wrpo', 'sigmoid', 'sft']).default('wrpo'),
+    beta: positive.default(0.01),
+    /** The weight of the source's response; reached at the end of training when `isDynamic`. */
+    alpha: fraction.default(0.1),
+    isDynamic: z.boolean().default(true),
+    labelSmoothing: z.number().min(0).max(0.5).default(0),
 
-  lossType: z.enum(['wrpo', 'sigmoid', 'sft']).default('wrpo'),
-  beta: positive.default(0.01),
-  /** The weight of the source's response; reached at the end of training when `isDynamic`. */
-  alpha: fraction.default(0.1),
-  isDynamic: z.boolean().default(true),
-  labelSmoothing: z.number().min(0).max(0.5).default(0),
+    learningRate: z.number().min(0).default(3e-7),
+    lrSchedulerType: z.enum(['cosine', 'linear', 'constant']).default('cosine'),
+    warmupRatio: fraction.default(0.1),
+    /** Overrides `warmupRatio`. */
+    warmupSteps: z.number().int().min(0).optional(),
+    weightDecay: z.number().min(0).default(0),
+    adamBeta1: fraction.default(0.9),
+    adamBeta2: fraction.default(0.999),
+    adamEpsilon: positive.default(1e-8),
+    maxGradNorm: z.number().min(0).default(1),
 
-  learningRate: z.number().min(0).default(3e-7),
-  lrSchedulerType: z.enum(['cosine', 'linear', 'constant']).default('cosine'),
-  warmupRatio: fraction.default(0.1),
-  /** Overrides `warmupRatio`. */
-  warmupSteps: z.number().int().min(0).optional(),
-  weightDecay: z.number().min(0).default(0),
-  adamBeta1: fraction.default(0.9),
-  adamBeta2: fraction.default(0.999),
-  adamEpsilon: positive.default(1e-8),
-  maxGradNorm: z.number().min(0).default(1),
+    /** These two only define the global batch; how rows are packed does not change the result. */
+    perDeviceTrainBatchSize: count.default(2),
+    gradientAccumulationSteps: count.default(8),
+    numTrainEpochs: positive.default(1),
+    /** Overrides `numTrainEpochs` when positive. */
+    maxSteps: z.number().int().default(-1),
+    /** Tokens packed into one forward and backward: more is faster and takes more memory. */
+    microbatchTokens: count.default(2048),
+    /** Computes each prompt once for all its responses; the result is the same without. */
+    sharePrompt: z.boolean().default(true),
 
-  /** These two only define the global batch; how rows are packed does not change the result. */
-  perDeviceTrainBatchSize: count.default(2),
-  gradientAccumulationSteps: count.default(8),
-  numTrainEpochs: positive.default(1),
-  /** Overrides `numTrainEpochs` when positive. */
-  maxSteps: z.number().int().default(-1),
-  /** Tokens packed into one forward and backward: more is faster and takes more memory. */
-  microbatchTokens: count.default(2048),
-  /** Computes each prompt once for all its responses; the result is the same without. */
-  sharePrompt: z.boolean().default(true),
+    maxLength: count.default(2048),
+    /** Rows with a longer prompt are dropped. */
+    maxPromptLength: count.optional(),
+    dtype: z.enum(['float32', 'bfloat16', 'float64']).default('float32'),
+    shuffle: z.boolean().default(true),
+    seed: z.number().int().default(42),
 
-  maxLength: count.default(2048),
-  /** Rows with a longer prompt are dropped. */
-  maxPromptLength: count.optional(),
-  dtype: z.enum(['float32', 'bfloat16', 'float64']).default('float32'),
-  shuffle: z.boolean().default(true),
-  seed: z.number().int().default(42),
+    loggingSteps: count.default(5),
+    /** Evaluate every so many steps; by default only at the end. */
+    evalSteps: count.optional(),
+    /** Checkpoint every so many steps; by default none but the final model. */
+    saveSteps: count.optional(),
+    saveTotalLimit: count.optional(),
+    saveDtype: z.enum(['float32', 'bfloat16']).default('float32'),
+    disableTqdm: z.boolean().default(false),
+  });
+}
 
-  loggingSteps: count.default(5),
-  /** Evaluate every so many steps; by default only at the end. */
-  evalSteps: count.optional(),
-  /** Checkpoint every so many steps; by default none but the final model. */
-  saveSteps: count.optional(),
-  saveTotalLimit: count.optional(),
-  saveDtype: z.enum(['float32', 'bfloat16']).default('float32'),
-  disableTqdm: z.boolean().default(false),
-});
+type Schema = ReturnType<typeof buildSchema>;
 
 /** Everything with its default filled in. */
-export type TrainingArgs = z.output<typeof schema>;
+export type TrainingArgs = output<Schema>;
 /** What a caller writes. */
-export type TrainingArgsInput = z.input<typeof schema>;
+export type TrainingArgsInput = ZodInput<Schema>;
 
-const KEYS = Object.keys(schema.shape);
+// Loaded at the first use: zod takes longer to import than everything else together.
+let loaded: Schema | undefined;
+function schema(): Schema {
+  loaded ??= buildSchema(createRequire(import.meta.url)('zod') as typeof import('zod'));
+  return loaded;
+}
+
 const snake = (key: string) => key.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
 const camel = (key: string) => key.replace(/_([a-z0-9])/g, (_, letter: string) => letter.toUpperCase());
-
-/** The names that `resolveArgs` takes, as a file spells them. */
-export const argNames: readonly string[] = KEYS.map(snake);
 
 /**
  * Checks arguments and fills in defaults. `where` names their source in errors.
  * Throws ERR_CONFIG: an unknown key with the nearest name, a bad value with its key and what was expected.
  */
 export function resolveArgs(input: Record<string, unknown>, where = 'args'): TrainingArgs {
+  const keys = Object.keys(schema().shape);
   const values: Record<string, unknown> = {};
   for (const [key, value] of Object.entries(input)) {
     const name = camel(key);
-    if (!KEYS.includes(name)) {
-      const near = KEYS.map((known) => ({ known, distance: editDistance(name, known) })).sort(
-        (a, b) => a.distance - b.distance,
-      )[0]!;
+    if (!keys.includes(name)) {
+      const near = keys
+        .map((known) => ({ known, distance: editDistance(name, known) }))
+        .sort((a, b) => a.distance - b.distance)[0]!;
       const hint =
         near.distance <= Math.max(2, name.length / 3)
           ? `; did you mean "${key === name ? near.known : snake(near.known)}"?`
@@ -93,7 +101,7 @@ export function resolveArgs(input: Record<string, unknown>, where = 'args'): Tra
     }
     if (value !== undefined && value !== null) values[name] = value;
   }
-  const result = schema.safeParse(values);
+  const result = schema().safeParse(values);
   if (result.success) return result.data;
   const issue = result.error.issues[0]!;
   const key = String(issue.path[0]);

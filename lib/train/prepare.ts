@@ -74,9 +74,10 @@ export async function prepare(
   return { model, tokenizer, refModel, roles, fingerprint: await model.fingerprint(), train, eval: evalSplit };
 }
 
-/** Fills in the reference columns, unless a resident reference model answers for every batch. */
-export async function fillReference(run: Prepared, args: TrainingArgs, signal?: AbortSignal): Promise<void> {
-  if (!usesReference(args.lossType) || run.refModel) return;
+/** Fills in the reference columns, unless a resident model answers for every batch; returns how many rows it filled. */
+export async function fillReference(run: Prepared, args: TrainingArgs, signal?: AbortSignal): Promise<number> {
+  if (!usesReference(args.lossType) || run.refModel) return 0;
+  let filled = 0;
   for (const [name, split] of Object.entries({ train: run.train, eval: run.eval })) {
     if (!split || split.reference) continue;
     const bar = progressBar('reference log-probs', split.rows.length, !args.disableTqdm);
@@ -97,10 +98,12 @@ export async function fillReference(run: Prepared, args: TrainingArgs, signal?: 
         onProgress: (done) => bar.update(done, {}),
         signal,
       });
+      filled += split.rows.length;
     } finally {
       bar.stop();
     }
   }
+  return filled;
 }
 
 /** Reference log-probs of some of a split's rows: the column's, or the resident model's; empty without a reference. */

@@ -2,7 +2,6 @@
 import { readFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { join } from 'node:path';
-import { stringify } from 'yaml';
 import { writeFileAtomic } from '../data/files.js';
 import { loadNative } from '../native/load.js';
 import { type TrainingArgs, toRunFile } from './args.js';
@@ -11,7 +10,8 @@ import { type TrainingArgs, toRunFile } from './args.js';
 export const VERSION: string = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')).version;
 
 /** Writes both files: the resolved arguments, and versions, hashes, seed and hardware. */
-export function describeRun(args: TrainingArgs, hashes: Record<string, string>): void {
+export async function describeRun(args: TrainingArgs, hashes: Record<string, string>): Promise<void> {
+  const { stringify } = await import('yaml');
   writeFileAtomic(join(args.outputDir, 'config.yaml'), stringify(toRunFile(args)));
   const { torchVersion, cpuCapability, threads } = loadNative().info();
   const manifest = {

@@ -32,6 +32,8 @@ export interface TrainerEvents {
   log: [Metrics];
   step: [StepResult];
   evaluate: [Metrics];
+  /** The reference log-probs are there: computed, or (in hardly any time) read from an earlier run's file. */
+  reference: [{ rows: number; seconds: number }];
   /** The directory of a checkpoint or of the final model. */
   save: [string];
 }
@@ -40,6 +42,8 @@ export interface StepResult {
   /** Completed steps, this one included. */
   step: number;
   totalSteps: number;
+  /** Real tokens of its batch, as if prompts were not shared. */
+  tokens: number;
   /** Of this step's batch alone. */
   metrics: Metrics;
 }
@@ -87,7 +91,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   async *steps({ resumeFromCheckpoint, signal }: TrainOptions = {}): AsyncGenerator<StepResult, void> {
     const { args } = this;
     const run = await this.#prepare();
-    await fillReference(run, args, signal);
+    await this.#fillReference(run, signal);
     const { model, roles } = run;
     const { rows } = run.train;
     const globalBatch = args.perDeviceTrainBatchSize * args.gradientAccumulationSteps;
@@ -141,6 +145,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
           args.lossType === 'sft' ? batch.reduce((n, row) => n + row.responses.completion!.length, 0) : batch.length;
         const stepMeans = new MetricMeans();
         let taken = 0;
+        let stepTokens = 0;
         for (const part of splitMicrobatches(batch, roles, args.microbatchTokens)) {
           if (signal?.aborted) {
             await model.zeroGradients();
@@ -159,12 +164,13 @@ export class Trainer extends EventEmitter<TrainerEvents> {
           for (const example of examples) {
             stepMeans.add(example, objective);
             means.add(example, objective);
-            tokens += example.tokens;
+            stepTokens += example.tokens;
           }
           taken += part.length;
         }
         const { gradNorm, learningRate } = await this.#update(optimizer, step, batch);
         state.global_step++;
+        tokens += stepTokens;
         state.epoch = state.global_step / stepsPerEpoch;
 
         const now = {
@@ -194,7 +200,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
           await save();
           since += performance.now() - paused;
         }
-        const result = { step: state.global_step, totalSteps: total, metrics };
+        const result = { step: state.global_step, totalSteps: total, tokens: stepTokens, metrics };
         this.emit('step', result);
         yield result;
       }
@@ -213,7 +219,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   async evaluate(): Promise<Metrics> {
     const run = await this.#prepare();
     if (!run.eval) throw new WrpoError('ERR_CONFIG', 'evaluate() needs an evalDataset');
-    await fillReference(run, this.args);
+    await this.#fillReference(run);
     return this.#evaluate(run, run.eval);
   }
 
@@ -247,10 +253,16 @@ export class Trainer extends EventEmitter<TrainerEvents> {
       const run = await prepare(this.#options, this.args, say);
       mkdirSync(this.args.outputDir, { recursive: true });
       const data = hashRows(run.train.rows, run.roles);
-      describeRun(this.args, { 'model weights': run.fingerprint, 'training data': data });
+      await describeRun(this.args, { 'model weights': run.fingerprint, 'training data': data });
       return run;
     })();
     return this.#prepared;
+  }
+
+  async #fillReference(run: Prepared, signal?: AbortSignal): Promise<void> {
+    const began = performance.now();
+    const rows = await fillReference(run, this.args, signal);
+    if (rows > 0) this.emit('reference', { rows, seconds: (performance.now() - began) / 1000 });
   }
 
   #objectiveAt(step: number, total: number): Objective {

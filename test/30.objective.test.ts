@@ -1,0 +1,201 @@
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import fc from 'fast-check';
+import { describe, expect, it } from 'vitest';
+import type { Role } from '../lib/data/preferences.ts';
+import { type Columns, type Objective, preferenceLoss, rolesOf } from '../lib/train/objective.ts';
+import { expectSentence, maxAbsDifference } from './support.ts';
+import { FIXTURES } from './training.ts';
+
+interface Vector {
+  beta: number;
+  alpha?: number;
+  label_smoothing?: number;
+  per_example: number[];
+  mean: number;
+  grad: Record<string, number[]>;
+}
+
+const vectors = JSON.parse(readFileSync(join(FIXTURES, 'preference_losses.json'), 'utf8'));
+const KEYS: Partial<Record<Role, string>> = { source_chosen: 'ws', target_chosen: 'wt', rejected: 'l' };
+const columns = (table: Record<string, number[]>): Columns =>
+  Object.fromEntries(Object.entries(KEYS).map(([role, key]) => [role, table[key]!]));
+const policy = columns(vectors.policy_logps);
+const reference = columns(vectors.reference_logps);
+
+const wrpoVectors = ['0.0', '0.1', '0.5', '1.0', '0.1_labelsmooth0.1'].map((suffix) => `wrpo_dpo_alpha${suffix}`);
+
+function expectVector(objective: Objective, { per_example, mean, grad }: Vector) {
+  const result = preferenceLoss({ policy, reference }, objective);
+  expect(Math.abs(result.loss - mean)).toBeLessThanOrEqual(1e-12);
+  expect(maxAbsDifference(result.losses, per_example)).toBeLessThanOrEqual(1e-12);
+  expect(Object.keys(result.gradients)).toEqual(rolesOf(objective.lossType));
+  for (const [role, gradient] of Object.entries(result.gradients)) {
+    expect(maxAbsDifference(gradient, grad[KEYS[role as Role]!]!)).toBeLessThanOrEqual(1e-12);
+  }
+}
+
+describe('worked examples', () => {
+  it.each(wrpoVectors)('%s', (name) => {
+    const vector: Vector = vectors.losses[name];
+    const { beta, alpha, label_smoothing: labelSmoothing } = vector;
+    expectVector({ lossType: 'wrpo', beta, alpha: alpha!, labelSmoothing }, vector);
+  });
+
+  it('dpo_on', () => {
+    const vector: Vector = vectors.losses.dpo_on;
+    expectVector({ lossType: 'sigmoid', beta: vector.beta }, vector);
+  });
+
+  it('dpo_hybrid is WRPO at alpha 1', () => {
+    const vector: Vector = vectors.losses.dpo_hybrid;
+    expectVector({ lossType: 'wrpo', beta: vector.beta, alpha: 1 }, vector);
+  });
+
+  it('margins are the rewards of the metrics', () => {
+    const { margins } = preferenceLoss({ policy, reference }, { lossType: 'wrpo', beta: 0.01, alpha: 0.1 });
+    const mean = margins.reduce((sum, margin) => sum + margin / margins.length, 0);
+    expect(mean).toBeCloseTo(vectors.metrics_alpha0p1_beta0p01['rewards/margins'], 12);
+  });
+});
+
+const logProb = fc.double({ min: -400, max: 0, noNaN: true });
+const contests = fc.integer({ min: 1, max: 4 }).chain((count) => {
+  const column = fc.array(logProb, { minLength: count, maxLength: count });
+  const table = fc.record({ source_chosen: column, target_chosen: column, rejected: column });
+  return fc.record({ policy: table, reference: table });
+});
+const beta = fc.double({ min: 0.001, max: 2, noNaN: true });
+const fraction = fc.double({ min: 0, max: 1, noNaN: true });
+
+describe('properties', () => {
+  it('alpha 0 is the sigmoid loss', () => {
+    fc.assert(
+      fc.property(contests, beta, fraction, (input, beta, labelSmoothing) => {
+        const wrpo = preferenceLoss(input, { lossType: 'wrpo', beta, alpha: 0, labelSmoothing });
+        const sigmoid = preferenceLoss(input, { lossType: 'sigmoid', beta, labelSmoothing });
+        const scale = 1 + Math.abs(sigmoid.loss);
+        expect(Math.abs(wrpo.loss - sigmoid.loss)).toBeLessThanOrEqual(1e-12 * scale);
+        expect(maxAbsDifference(wrpo.losses, sigmoid.losses)).toBeLessThanOrEqual(4e-12 * scale);
+        for (const role of rolesOf('sigmoid')) {
+          expect(maxAbsDifference(wrpo.gradients[role]!, sigmoid.gradients[role]!)).toBeLessThanOrEqual(1e-12);
+        }
+        expect(wrpo.gradients.source_chosen!.every((g) => g === 0)).toBe(true);
+      }),
+    );
+  });
+
+  it('label smoothing weighs the loss of z and of -z', () => {
+    const swapped = ({ source_chosen, target_chosen, rejected }: Columns): Columns => ({
+      source_chosen: source_chosen!,
+      target_chosen: rejected!,
+      rejected: target_chosen!,
+    });
+    fc.assert(
+      fc.property(contests, beta, fraction, (input, beta, labelSmoothing) => {
+        const plain: Objective = { lossType: 'sigmoid', beta };
+        const won = preferenceLoss(input, plain).losses;
+        const lost = preferenceLoss(
+          { policy: swapped(input.policy), reference: swapped(input.reference) },
+          plain,
+        ).losses;
+        const smooth = preferenceLoss(input, { ...plain, labelSmoothing }).losses;
+        for (const [i, loss] of smooth.entries()) {
+          const expected = (1 - labelSmoothing) * won[i]! + labelSmoothing * lost[i]!;
+          expect(Math.abs(loss - expected)).toBeLessThanOrEqual(1e-12 * (1 + Math.abs(expected)));
+        }
+      }),
+    );
+  });
+
+  it('gradients are those of the loss', () => {
+    const objectives = fc.oneof(
+      fc.record({ lossType: fc.constant('wrpo' as const), beta, alpha: fraction, labelSmoothing: fraction }),
+      fc.record({ lossType: fc.constant('sigmoid' as const), beta, labelSmoothing: fraction }),
+    );
+    fc.assert(
+      fc.property(contests, objectives, (input, objective) => {
+        const { gradients } = preferenceLoss(input, objective);
+        // A five-point difference over 0.01 of margin: its error is 1e-10 of beta, the rounding of losses up to 1,600 another.
+        const step = 0.01 / objective.beta;
+        for (const role of rolesOf(objective.lossType) as (keyof typeof input.policy)[]) {
+          for (const [i, value] of input.policy[role].entries()) {
+            const lossAt = (shift: number) => {
+              const column = input.policy[role].with(i, value + shift * step);
+              return preferenceLoss({ ...input, policy: { ...input.policy, [role]: column } }, objective).losses[i]!;
+            };
+            const slope = (8 * (lossAt(1) - lossAt(-1)) - (lossAt(2) - lossAt(-2))) / (12 * step);
+            const count = input.policy[role].length;
+            expect(Math.abs(gradients[role]![i]! * count - slope)).toBeLessThanOrEqual(1e-8 * objective.beta);
+          }
+        }
+      }),
+      { numRuns: 60 },
+    );
+  });
+
+  it('stays finite and exact where a softplus overflows', () => {
+    const far = (margin: number) =>
+      preferenceLoss(
+        { policy: { target_chosen: [margin], rejected: [0] }, reference: { target_chosen: [0], rejected: [0] } },
+        { lossType: 'sigmoid', beta: 1 },
+      );
+    expect(far(-1e5).loss).toBe(1e5);
+    expect(far(-1e5).gradients.target_chosen![0]).toBe(-1);
+    expect(far(1e5).loss).toBe(0);
+    expect(far(40).loss).toBeCloseTo(Math.exp(-40), 30);
+    expect(far(0).loss).toBe(Math.LN2);
+  });
+
+  it('fine-tuning is the negative log-prob', () => {
+    const { loss, losses, gradients } = preferenceLoss({ policy: { completion: [-3, -5.5] } }, { lossType: 'sft' });
+    expect(loss).toBe(4.25);
+    expect([...losses]).toEqual([3, 5.5]);
+    expect([...gradients.completion!]).toEqual([-0.5, -0.5]);
+  });
+});
+
+describe('refusals', () => {
+  const wrpo: Objective = { lossType: 'wrpo', beta: 0.1, alpha: 0.3 };
+  const { source_chosen, ...withoutSource } = policy;
+  const { rejected, ...withoutRejected } = policy;
+
+  it.each([
+    ['the first column is missing', { policy: withoutSource, reference }, 'policy.source_chosen', /received none/],
+    ['the last column is missing', { policy: withoutRejected, reference }, 'policy.rejected', /received none/],
+    [
+      'a column is short',
+      { policy: { ...policy, rejected: [-1, -2] }, reference },
+      'policy.rejected',
+      /3 .*received 2/,
+    ],
+    [
+      'a column is long',
+      { policy: { ...policy, target_chosen: [0, 0, 0, 0] }, reference },
+      'policy.target_chosen',
+      /4/,
+    ],
+    ['there is no reference', { policy }, 'reference.source_chosen', /received none/],
+    [
+      'the reference lacks a column',
+      { policy, reference: { ...reference, target_chosen: undefined } },
+      'reference.target_chosen',
+      /received none/,
+    ],
+    [
+      'the reference is short',
+      { policy, reference: { ...reference, rejected: [1] } },
+      'reference.rejected',
+      /received 1/,
+    ],
+  ])('%s', async (_, input, column, count) => {
+    await expectSentence(() => preferenceLoss(input, wrpo), 'ERR_CONFIG', column, count, 'wrpo');
+  });
+
+  it('does not ask for columns that the loss does not use', () => {
+    expect(preferenceLoss({ policy: withoutSource, reference }, { lossType: 'sigmoid', beta: 0.01 }).loss).toBeCloseTo(
+      vectors.losses.dpo_on.mean,
+      12,
+    );
+  });
+});
