@@ -51,8 +51,9 @@ HeadArguments headArguments(Napi::Object o) {
   HeadArguments a{TensorHandle::unwrap(o.Get("hidden"), "hidden"), TensorHandle::unwrap(o.Get("weight"), "weight"),
                   numbers<int32_t>(o, "targets")};
   if (a.hidden.dim() != 2 || a.weight.dim() != 2 || a.hidden.size(1) != a.weight.size(1) ||
-      a.hidden.scalar_type() != a.weight.scalar_type())
-    fail("ERR_CONFIG", "expected hidden [R, H] and weight [V, H] of one floating dtype");
+      a.hidden.scalar_type() != a.weight.scalar_type() ||
+      (a.hidden.scalar_type() != at::kFloat && a.hidden.scalar_type() != at::kDouble && a.hidden.scalar_type() != at::kBFloat16))
+    fail("ERR_CONFIG", "expected hidden [R, H] and weight [V, H] of one dtype: float32, float64 or bfloat16");
   if (int64_t(a.targets.size()) != a.hidden.size(0))
     fail("ERR_CONFIG", "targets: expected " + std::to_string(a.hidden.size(0)) + " ids, received " + std::to_string(a.targets.size()));
   for (int32_t t : a.targets)

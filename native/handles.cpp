@@ -29,9 +29,11 @@ Batch parseBatch(Napi::Value value) {
   auto o = value.As<Napi::Object>();
   auto ints = [&](const char* key) { return numbers<int32_t>(o, key); };
   auto doubles = [&](const char* key) { return numbers<double>(o, key); };
-  return {ints("tokens"),        ints("positions"),      ints("targets"),          ints("promptOffsets"),
-          ints("responseOffsets"), ints("groupOffsets"), ints("contestGroups"),    ints("contestOffsets"),
-          ints("contestResponses"), doubles("contestCoefficients"), doubles("contestWeights"), doubles("reference")};
+  Batch batch{ints("tokens"),        ints("positions"),      ints("targets"),          ints("promptOffsets"),
+              ints("responseOffsets"), ints("groupOffsets"), ints("contestGroups"),    ints("contestOffsets"),
+              ints("contestResponses"), doubles("contestCoefficients"), doubles("contestWeights"), doubles("reference")};
+  if (batch.tokens.empty()) fail("ERR_DATA", "a packed batch must hold at least one token");
+  return batch;
 }
 
 bool flag(Napi::Value options, const char* key) {
@@ -162,7 +164,8 @@ Napi::Value ModelHandle::accumulate(const Napi::CallbackInfo& info) {
 
 Napi::Value ModelHandle::parameters(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    requireIdle(info.Env(), "parameters()");
+    // `queued`: only to be handed back to the addon, which takes its turn.
+    if (!flag(info[0], "queued")) requireIdle(info.Env(), "parameters()");
     auto m = model();
     return namedViews(info.Env(), m->weights(), flag(info[0], "master") ? m->weights().master : m->weights().work);
   });
@@ -261,10 +264,10 @@ Napi::Value AdamWHandle::learningRateAt(const Napi::CallbackInfo& info) {
 
 Napi::Value AdamWHandle::state(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    requireIdle(info.Env(), "state()");
+    auto a = adamw();
     auto o = Napi::Object::New(info.Env());
-    o.Set("m", namedViews(info.Env(), model_->weights(), adamw()->m));
-    o.Set("v", namedViews(info.Env(), model_->weights(), adamw()->v));
+    o.Set("m", namedViews(info.Env(), model_->weights(), a->m));
+    o.Set("v", namedViews(info.Env(), model_->weights(), a->v));
     return o;
   });
 }
@@ -279,8 +282,9 @@ void AdamWHandle::setCompleted(const Napi::CallbackInfo& info, const Napi::Value
 
 Napi::Value AdamWHandle::close(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    auto a = std::move(adamw_);
-    return engine(info.Env()).run(info.Env(), Value(), [a = std::move(a)]() mutable { return a.reset(), 0; }, nothing);
+    // The model as well: closed, it must not live on for an optimizer that JavaScript has not collected yet.
+    auto held = std::make_pair(std::move(adamw_), std::move(model_));
+    return engine(info.Env()).run(info.Env(), Value(), [held = std::move(held)]() mutable { return held = {}, 0; }, nothing);
   });
 }
 

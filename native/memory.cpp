@@ -63,7 +63,13 @@ at::Tensor Workspace::take(at::IntArrayRef sizes, at::ScalarType type) {
   for (int64_t size : sizes) bytes *= size;
   bytes = (bytes + 63) / 64 * 64;
   auto slab = std::find_if(slabs_.begin(), slabs_.end(), [&](const Slab& s) { return s.used + bytes <= s.memory.numel(); });
-  if (slab == slabs_.end()) slab = slabs_.insert(slab, {at::empty({std::max(bytes, slabBytes)}, at::kByte), 0});
+  if (slab == slabs_.end()) {
+    // An idle slab that is too small gives way to the larger one, so that growing batches do not pile slabs up.
+    slab = std::find_if(slabs_.begin(), slabs_.end(), [](const Slab& s) { return s.used == 0; });
+    if (slab == slabs_.end()) slab = slabs_.insert(slab, {at::Tensor(), 0});
+    slab->memory = at::Tensor();
+    slab->memory = at::empty({std::max(bytes, slabBytes)}, at::kByte);
+  }
   char* p = static_cast<char*>(slab->memory.data_ptr()) + slab->used;
   slab->used += bytes;
   return at::from_blob(p, sizes, at::TensorOptions(type));

@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 
 #include <map>
+#include <utility>
 
 #include "worker.h"
 
@@ -108,6 +109,15 @@ Napi::Function TensorHandle::define(Napi::Env env) {
 TensorHandle::TensorHandle(const Napi::CallbackInfo& info) : Napi::ObjectWrap<TensorHandle>(info) {
   if (!info[0].IsExternal()) throw toJsError(info.Env(), {"ERR_CONFIG", "use Tensor.empty(shape) or Tensor.from(typedArray, shape)"});
   tensor_ = *info[0].As<Napi::External<at::Tensor>>().Data();
+  if (tensor_.nbytes() == tensor_.storage().nbytes()) reported_ = int64_t(tensor_.nbytes());
+  int64_t total;
+  napi_adjust_external_memory(info.Env(), reported_, &total);
+}
+
+void TensorHandle::forget() {
+  int64_t total;
+  napi_adjust_external_memory(Env(), -std::exchange(reported_, 0), &total);
+  tensor_ = at::Tensor();
 }
 
 Napi::Object TensorHandle::wrap(Napi::Env env, at::Tensor tensor) {
@@ -195,7 +205,7 @@ Napi::Value TensorHandle::to(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value TensorHandle::dispose(const Napi::CallbackInfo& info) {
-  tensor_ = at::Tensor();
+  forget();
   return info.Env().Undefined();
 }
 

@@ -16,6 +16,7 @@ class TensorHandle : public Napi::ObjectWrap<TensorHandle> {
   static at::Tensor unwrap(Napi::Value value, const char* name);
 
   explicit TensorHandle(const Napi::CallbackInfo& info);
+  ~TensorHandle() override { forget(); }
 
  private:
   static Napi::Value empty(const Napi::CallbackInfo& info);
@@ -28,7 +29,12 @@ class TensorHandle : public Napi::ObjectWrap<TensorHandle> {
   Napi::Value to(const Napi::CallbackInfo& info);
   Napi::Value dispose(const Napi::CallbackInfo& info);
 
+  void forget();
+
   at::Tensor tensor_;
+  // What V8 was told of: a tensor of its own, not a view of a model's. Without it gigabytes would wait for a collector
+  // that sees only small objects.
+  int64_t reported_ = 0;
 };
 
 at::ScalarType parseDtype(Napi::Value value);

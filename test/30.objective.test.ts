@@ -4,7 +4,7 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import type { Role } from '../lib/data/preferences.ts';
 import { type Columns, type Objective, preferenceLoss, rolesOf } from '../lib/train/objective.ts';
-import { expectSentence, maxAbsDifference } from './support.ts';
+import { expectSentence, expectWithin, maxAbsDifference } from './support.ts';
 import { FIXTURES } from './training.ts';
 
 interface Vector {
@@ -27,11 +27,11 @@ const wrpoVectors = ['0.0', '0.1', '0.5', '1.0', '0.1_labelsmooth0.1'].map((suff
 
 function expectVector(objective: Objective, { per_example, mean, grad }: Vector) {
   const result = preferenceLoss({ policy, reference }, objective);
-  expect(Math.abs(result.loss - mean)).toBeLessThanOrEqual(1e-12);
-  expect(maxAbsDifference(result.losses, per_example)).toBeLessThanOrEqual(1e-12);
+  expectWithin(Math.abs(result.loss - mean), 1e-12);
+  expectWithin(maxAbsDifference(result.losses, per_example), 1e-12);
   expect(Object.keys(result.gradients)).toEqual(rolesOf(objective.lossType));
   for (const [role, gradient] of Object.entries(result.gradients)) {
-    expect(maxAbsDifference(gradient, grad[KEYS[role as Role]!]!)).toBeLessThanOrEqual(1e-12);
+    expectWithin(maxAbsDifference(gradient, grad[KEYS[role as Role]!]!), 1e-12);
   }
 }
 
@@ -75,10 +75,10 @@ describe('properties', () => {
         const wrpo = preferenceLoss(input, { lossType: 'wrpo', beta, alpha: 0, labelSmoothing });
         const sigmoid = preferenceLoss(input, { lossType: 'sigmoid', beta, labelSmoothing });
         const scale = 1 + Math.abs(sigmoid.loss);
-        expect(Math.abs(wrpo.loss - sigmoid.loss)).toBeLessThanOrEqual(1e-12 * scale);
-        expect(maxAbsDifference(wrpo.losses, sigmoid.losses)).toBeLessThanOrEqual(4e-12 * scale);
+        expectWithin(Math.abs(wrpo.loss - sigmoid.loss), 1e-12 * scale);
+        expectWithin(maxAbsDifference(wrpo.losses, sigmoid.losses), 4e-12 * scale);
         for (const role of rolesOf('sigmoid')) {
-          expect(maxAbsDifference(wrpo.gradients[role]!, sigmoid.gradients[role]!)).toBeLessThanOrEqual(1e-12);
+          expectWithin(maxAbsDifference(wrpo.gradients[role]!, sigmoid.gradients[role]!), 1e-12);
         }
         expect(wrpo.gradients.source_chosen!.every((g) => g === 0)).toBe(true);
       }),
@@ -102,7 +102,7 @@ describe('properties', () => {
         const smooth = preferenceLoss(input, { ...plain, labelSmoothing }).losses;
         for (const [i, loss] of smooth.entries()) {
           const expected = (1 - labelSmoothing) * won[i]! + labelSmoothing * lost[i]!;
-          expect(Math.abs(loss - expected)).toBeLessThanOrEqual(1e-12 * (1 + Math.abs(expected)));
+          expectWithin(Math.abs(loss - expected), 1e-12 * (1 + Math.abs(expected)));
         }
       }),
     );
@@ -126,7 +126,7 @@ describe('properties', () => {
             };
             const slope = (8 * (lossAt(1) - lossAt(-1)) - (lossAt(2) - lossAt(-2))) / (12 * step);
             const count = input.policy[role].length;
-            expect(Math.abs(gradients[role]![i]! * count - slope)).toBeLessThanOrEqual(1e-8 * objective.beta);
+            expectWithin(Math.abs(gradients[role]![i]! * count - slope), 1e-8 * objective.beta);
           }
         }
       }),

@@ -504,7 +504,7 @@ describe('what stops a run', () => {
       await expectFailure(
         () => trainer.train(),
         'ERR_NON_FINITE',
-        /step 1\b.*\(poisoned\.jsonl line 1 … poisoned\.jsonl line \d\)/,
+        /step 1\b.*is -?nan \(poisoned\.jsonl line 1( … poisoned\.jsonl line 2)?\)/i,
       );
       expect(await (await trainer.model()).fingerprint()).toBe(before);
       nothingSaved(outputDir);

@@ -233,6 +233,11 @@ export function maxAbsDifference(a: ArrayLike<number>, b: ArrayLike<number>): nu
   return worst;
 }
 
+/** `value` must be a number no larger than `limit`. */
+export function expectWithin(value: number, limit: number, what = ''): void {
+  expect(value, what).toBeLessThanOrEqual(limit);
+}
+
 /** The error must be one sentence of this code that matches every one of `parts`. */
 export async function expectSentence(
   act: () => unknown,

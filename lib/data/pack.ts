@@ -1,4 +1,5 @@
 /** Encoded rows to packed micro-batches: no padding, each prompt once. The layout is described in native/model/batch.h. */
+import { WrpoError } from '../errors.js';
 import type { Batch } from '../native/addon.js';
 import type { EncodedRow } from '../text/encode.js';
 import type { Role } from './preferences.js';
@@ -7,6 +8,15 @@ import type { Role } from './preferences.js';
 export interface PackedBatch extends Batch {
   rows: EncodedRow[];
   roles: Role[];
+}
+
+/** Throws ERR_DATA naming the row unless it has a prompt and every response, none of them empty. */
+function requireTokens({ where, prompt, responses }: EncodedRow, roles: readonly Role[]): void {
+  if (prompt.length === 0) throw new WrpoError('ERR_DATA', `${where}: the prompt has no tokens`);
+  for (const role of roles) {
+    const what = responses[role] ? 'has no tokens' : 'is missing';
+    if (!responses[role]?.length) throw new WrpoError('ERR_DATA', `${where}: "${role}" ${what}`);
+  }
 }
 
 /** The tokens a row adds to a batch. */
@@ -32,7 +42,7 @@ export function splitMicrobatches(rows: EncodedRow[], roles: readonly Role[], li
 
 /**
  * Packs whole rows. With `sharePrompt: false` every response carries its own copy of the prompt: the same answer, to
- * rounding, from plain causal sequences.
+ * rounding, from plain causal sequences. Throws ERR_DATA naming a row whose prompt or response is missing or empty.
  */
 export function packRows(rows: EncodedRow[], roles: readonly Role[], { sharePrompt = true } = {}): PackedBatch {
   const prompts: number[] = [];
@@ -43,7 +53,9 @@ export function packRows(rows: EncodedRow[], roles: readonly Role[], { shareProm
   const promptOffsets = [0];
   const responseOffsets = [0];
   const groupOffsets = [0];
-  for (const { prompt, responses: byRole } of rows) {
+  for (const row of rows) {
+    requireTokens(row, roles);
+    const { prompt, responses: byRole } = row;
     const last = prompt.length - 1;
     for (let i = 0; sharePrompt && i < last; i++) {
       prompts.push(prompt[i]!);

@@ -11,6 +11,9 @@ export interface ModelConfig extends ModelShape {
 
 type Json = Record<string, unknown>;
 
+/** A value as errors show it. */
+const show = (value: unknown) => JSON.stringify(value) ?? 'none';
+
 /** Reads `dir/config.json`. Throws ERR_MODEL naming the file and the key at fault. */
 export function readModelConfig(dir: string): ModelConfig {
   const path = join(dir, 'config.json');
@@ -40,20 +43,19 @@ export function parseModelConfig(json: Json, where = 'config'): ModelConfig {
   const whole = (key: string, fallback?: number): number => {
     const value = json[key] ?? fallback;
     if (!Number.isInteger(value) || (value as number) < 1) {
-      return fail(`"${key}" must be a positive whole number, found ${JSON.stringify(json[key])}`);
+      return fail(`"${key}" must be a positive whole number, found ${show(json[key])}`);
     }
     return value as number;
   };
   const positive = (object: Json, key: string, fallback?: number): number => {
     const value = object[key] ?? fallback;
     if (typeof value !== 'number' || !(value > 0) || !Number.isFinite(value)) {
-      return fail(`"${key}" must be a positive number, found ${JSON.stringify(object[key])}`);
+      return fail(`"${key}" must be a positive number, found ${show(object[key])}`);
     }
     return value;
   };
 
-  if (json.model_type !== 'llama')
-    fail(`model family ${JSON.stringify(json.model_type)} is not supported; supported: "llama"`);
+  if (json.model_type !== 'llama') fail(`model family ${show(json.model_type)} is not supported; supported: "llama"`);
   if ((json.hidden_act ?? 'silu') !== 'silu') fail(`"hidden_act" ${JSON.stringify(json.hidden_act)}; expected "silu"`);
   for (const key of ['attention_bias', 'mlp_bias']) if (json[key] === true) fail(`"${key}": true is not supported`);
 
@@ -68,7 +70,9 @@ export function parseModelConfig(json: Json, where = 'config'): ModelConfig {
   const maxPositions = whole('max_position_embeddings', 2048);
 
   // transformers 5 gathers everything in rope_parameters; 4 had rope_theta beside rope_scaling (null = default).
-  const rope = (json.rope_parameters ?? json.rope_scaling ?? {}) as Json;
+  const ropeKey = json.rope_parameters == null ? 'rope_scaling' : 'rope_parameters';
+  const rope = (json[ropeKey] ?? {}) as Json;
+  if (typeof rope !== 'object' || Array.isArray(rope)) fail(`"${ropeKey}" must be an object, found ${show(rope)}`);
   const type = (rope.rope_type ?? rope.type ?? 'default') as string;
   if (type !== 'default' && type !== 'linear' && type !== 'llama3') {
     return fail(`rope type ${JSON.stringify(type)} is not supported; supported: "default", "linear", "llama3"`);

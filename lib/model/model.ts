@@ -1,7 +1,4 @@
 /** A language model in the engine: its weights, its log-probs, its gradients. */
-import { mkdirSync } from 'node:fs';
-import { join } from 'node:path';
-import { writeFileAtomic } from '../data/files.js';
 import { WrpoError } from '../errors.js';
 import {
   type Accumulated,
@@ -18,7 +15,7 @@ import {
 } from '../native/addon.js';
 import { loadNative } from '../native/load.js';
 import { type ModelConfig, parseModelConfig, readModelConfig } from './config.js';
-import { loadTensors, readModelTensors, saveModelTensors } from './safetensors.js';
+import { loadTensors, readModelTensors, saveModel } from './safetensors.js';
 
 export interface ModelOptions {
   /**
@@ -32,6 +29,7 @@ export interface ModelOptions {
   headChunkBytes?: number;
 }
 
+const DTYPES: readonly ComputeDtype[] = ['float32', 'float64', 'bfloat16'];
 const DEFAULT_HEAD_CHUNK_BYTES = 256 * 2 ** 20;
 
 export class Model {
@@ -55,7 +53,7 @@ export class Model {
     const model = Model.#construct(config, options, directory);
     try {
       const tied = config.tieWordEmbeddings;
-      await loadTensors(model.addon, model.#parameters(true), stored, {
+      await loadTensors(model.addon, model.#masters(), stored, {
         where: directory,
         ignore: (name) => (tied && name === 'lm_head.weight') || name.endsWith('.rotary_emb.inv_freq'),
       });
@@ -99,7 +97,7 @@ export class Model {
    * calls are queued. After writing to masters call `syncWork`.
    */
   parameters({ master = false } = {}): Map<string, Tensor> {
-    return asMap(this.#parameters(master));
+    return asMap(callNative(() => this.handle.parameters({ master })));
   }
 
   /** Views of the accumulated gradients by Hugging Face name. */
@@ -126,12 +124,13 @@ export class Model {
    */
   async save(directory: string, options: { dtype?: ComputeDtype; maxShardBytes?: number } = {}): Promise<void> {
     const { dtype = this.dtype === 'float64' ? 'float64' : 'float32', maxShardBytes } = options;
-    mkdirSync(directory, { recursive: true });
-    await saveModelTensors(this.addon, directory, this.#parameters(true), dtype, maxShardBytes);
+    if (!DTYPES.includes(dtype)) {
+      throw new WrpoError('ERR_CONFIG', `save: dtype "${dtype}"; expected ${DTYPES.join(', ')}`);
+    }
     const { torch_dtype: v4, dtype: v5, ...rest } = this.config.huggingFace;
     const key = v4 !== undefined && v5 === undefined ? 'torch_dtype' : 'dtype';
     const config = { architectures: ['LlamaForCausalLM'], ...rest, [key]: dtype };
-    writeFileAtomic(join(directory, 'config.json'), `${JSON.stringify(config, null, 2)}\n`);
+    await saveModel(this.addon, directory, this.#masters(), dtype, config, maxShardBytes);
   }
 
   /** Bytes of tensors in this process. */
@@ -148,8 +147,9 @@ export class Model {
     return this.close();
   }
 
-  #parameters(master: boolean): NamedTensor[] {
-    return callNative(() => this.handle.parameters({ master }));
+  /** For the addon to read or write in its turn, whatever is queued before. */
+  #masters(): NamedTensor[] {
+    return callNative(() => this.handle.parameters({ master: true, queued: true }));
   }
 }
 

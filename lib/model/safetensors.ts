@@ -14,7 +14,7 @@ import {
   renameSync,
   rmSync,
 } from 'node:fs';
-import { basename, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { syncDirectory, writeError, writeFileAtomic } from '../data/files.js';
 import { WrpoError } from '../errors.js';
 import { callNative, type Dtype, type NamedTensor, type NativeAddon } from '../native/addon.js';
@@ -50,12 +50,15 @@ export function readHeader(file: string): Map<string, StoredTensor> {
     return fail('cannot be read', cause);
   }
   try {
-    const { size } = fstatSync(handle);
+    const stat = fstatSync(handle);
+    if (!stat.isFile()) fail(`${corrupt}: it is no file`);
+    const { size } = stat;
     const length = Buffer.alloc(8);
     if (readSync(handle, length, 0, 8, 0) < 8) fail(`${corrupt}: it has only ${size} bytes`);
-    const headerBytes = Number(length.readBigUInt64LE());
-    if (headerBytes > size - 8) fail(`is truncated or corrupt: its header should take ${headerBytes} of ${size} bytes`);
-    if (headerBytes > 100e6) fail(`${corrupt}: a header of ${headerBytes} bytes`);
+    const stated = length.readBigUInt64LE();
+    if (stated > size - 8) fail(`is truncated or corrupt: its header should take ${stated} of ${size} bytes`);
+    if (stated > 100e6) fail(`${corrupt}: a header of ${stated} bytes`);
+    const headerBytes = Number(stated);
     const text = Buffer.alloc(headerBytes);
     readSync(handle, text, 0, headerBytes, 8);
     let header: Record<string, { dtype: string; shape: number[]; data_offsets: [number, number] }>;
@@ -63,6 +66,9 @@ export function readHeader(file: string): Map<string, StoredTensor> {
       header = JSON.parse(text.toString('utf8'));
     } catch (cause) {
       return fail(`${corrupt}: its header is not JSON`, cause);
+    }
+    if (typeof header !== 'object' || header === null || Array.isArray(header)) {
+      return fail(`${corrupt}: its header is not a JSON object`);
     }
     const tensors = new Map<string, StoredTensor>();
     for (const [name, entry] of Object.entries(header)) {
@@ -104,9 +110,15 @@ export function readModelTensors(dir: string): Map<string, StoredTensor> {
     throw new WrpoError('ERR_MODEL', `${index} is not a valid index: ${(cause as Error).message}`, { cause });
   }
   const tensors = new Map<string, StoredTensor>();
+  for (const [name, shard] of Object.entries(weightMap)) {
+    if (typeof shard !== 'string') {
+      throw new WrpoError('ERR_MODEL', `${index} names no shard for ${name}, found ${JSON.stringify(shard)}`);
+    }
+    if (basename(shard) !== shard || ['', '.', '..'].includes(shard)) {
+      throw new WrpoError('ERR_MODEL', `${index} names a shard outside its directory: "${shard}"`);
+    }
+  }
   for (const shard of new Set(Object.values(weightMap))) {
-    if (basename(shard) !== shard)
-      throw new WrpoError('ERR_MODEL', `${index} names a shard outside its directory: ${shard}`);
     for (const [name, tensor] of readHeader(join(dir, shard))) tensors.set(name, tensor);
   }
   for (const name of Object.keys(weightMap)) {
@@ -177,6 +189,37 @@ function header(tensors: NamedTensor[], dtype: Dtype): Uint8Array {
   return Buffer.concat([length, body]);
 }
 
+/** Where a file is written before it is renamed to `path`. */
+const temporaryOf = (path: string) => join(dirname(path), `.${basename(path)}.${process.pid}.tmp`);
+
+/** The failure to write a temporary file as one to write what it was to become. */
+function temporaryError(path: string, cause: unknown): WrpoError {
+  const { code, message } = writeError(path, cause);
+  return new WrpoError(
+    code,
+    message.replace(temporaryOf(path), () => path),
+    { cause },
+  );
+}
+
+/** Writes `tensors` as `dtype` to the temporary file of `path`. */
+async function writeTemporary(native: NativeAddon, path: string, tensors: NamedTensor[], dtype: Dtype): Promise<void> {
+  const handles = tensors.map(({ tensor }) => tensor);
+  try {
+    await callNative(() => native.writeTensors(temporaryOf(path), header(tensors, dtype), handles, dtype));
+  } catch (cause) {
+    throw temporaryError(path, cause);
+  }
+}
+
+function writeTemporaryJson(path: string, json: unknown): void {
+  try {
+    writeFileAtomic(temporaryOf(path), `${JSON.stringify(json, null, 2)}\n`);
+  } catch (cause) {
+    throw temporaryError(path, cause);
+  }
+}
+
 /** Writes `tensors` as `dtype` to one file, whole or not at all. */
 export async function saveTensorFile(
   native: NativeAddon,
@@ -184,35 +227,32 @@ export async function saveTensorFile(
   tensors: NamedTensor[],
   dtype: Dtype,
 ): Promise<void> {
-  const temporary = `${path}.${process.pid}.tmp`;
+  await writeTemporary(native, path, tensors, dtype);
   try {
-    await callNative(() =>
-      native.writeTensors(
-        temporary,
-        header(tensors, dtype),
-        tensors.map(({ tensor }) => tensor),
-        dtype,
-      ),
-    );
-    renameSync(temporary, path);
+    renameSync(temporaryOf(path), path);
   } catch (cause) {
-    rmSync(temporary, { force: true });
+    rmSync(temporaryOf(path), { force: true });
     throw writeError(path, cause);
   }
 }
 
 /**
- * Writes a model's tensors as Hugging Face does: `model.safetensors`, or shards of at most `maxShardBytes` and an index.
- * Nothing of an earlier model in `dir` is touched before all the new files are on disk.
+ * Writes a model as Hugging Face does: `model.safetensors`, or shards of at most `maxShardBytes` and an index; and
+ * `config`, its config.json. Nothing of an earlier model in `dir` is touched before all the new files are on disk.
  */
-export async function saveModelTensors(
+export async function saveModel(
   native: NativeAddon,
   dir: string,
   tensors: NamedTensor[],
   dtype: Dtype,
+  config: Record<string, unknown>,
   maxShardBytes = 5e9,
 ): Promise<void> {
-  mkdirSync(dir, { recursive: true });
+  try {
+    mkdirSync(dir, { recursive: true });
+  } catch (cause) {
+    throw writeError(dir, cause);
+  }
   const size = ({ tensor }: NamedTensor) => elements(tensor.shape) * DTYPES[tagOf(dtype)]!.bytes;
   const shards: NamedTensor[][] = [[]];
   let filled = 0;
@@ -228,23 +268,24 @@ export async function saveModelTensors(
   const names = shards.map((_, i) =>
     shards.length === 1 ? 'model.safetensors' : `model-${digits(i + 1)}-of-${digits(shards.length)}.safetensors`,
   );
-  const temporary = names.map((name) => `.${name}.${process.pid}.tmp`);
-  try {
-    for (const [i, shard] of shards.entries()) await saveTensorFile(native, join(dir, temporary[i]!), shard, dtype);
-  } catch (error) {
-    for (const name of temporary) rmSync(join(dir, name), { force: true });
-    throw error;
-  }
-  for (const [i, name] of names.entries()) renameSync(join(dir, temporary[i]!), join(dir, name));
   const index = 'model.safetensors.index.json';
+  const texts: Record<string, unknown> = { 'config.json': config };
   if (shards.length > 1) {
     const weightMap = Object.fromEntries(shards.flatMap((shard, i) => shard.map(({ name }) => [name, names[i]])));
     const total = tensors.reduce((sum, tensor) => sum + size(tensor), 0);
-    writeFileAtomic(
-      join(dir, index),
-      `${JSON.stringify({ metadata: { total_size: total }, weight_map: weightMap }, null, 2)}\n`,
-    );
+    texts[index] = { metadata: { total_size: total }, weight_map: weightMap };
   }
+  const paths = [...names, ...Object.keys(texts)].map((name) => join(dir, name));
+  try {
+    // All queued at once: no step of an optimizer can come between two shards.
+    const written = await Promise.allSettled(shards.map((shard, i) => writeTemporary(native, paths[i]!, shard, dtype)));
+    for (const result of written) if (result.status === 'rejected') throw result.reason;
+    for (const [name, json] of Object.entries(texts)) writeTemporaryJson(join(dir, name), json);
+  } catch (error) {
+    for (const path of paths) rmSync(temporaryOf(path), { force: true });
+    throw error;
+  }
+  for (const path of paths) renameSync(temporaryOf(path), path);
   for (const name of readdirSync(dir)) {
     const old = /^model(-\d+-of-\d+)?\.safetensors$/.test(name) && !names.includes(name);
     if (old || (name === index && shards.length === 1)) rmSync(join(dir, name));

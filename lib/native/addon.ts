@@ -107,7 +107,8 @@ export interface NativeModel {
   initialize(seed: number): Promise<void>;
   logProbs(batch: Batch, options?: { perToken?: boolean; greedy?: boolean }): Promise<LogProbs>;
   accumulate(batch: Batch, options: { objective: ContestForm; normalizer: number }): Promise<Accumulated>;
-  parameters(options?: { master?: boolean }): NamedTensor[];
+  /** Refused while calls are queued, unless the tensors are only handed to further calls, which queue behind them. */
+  parameters(options?: { master?: boolean; queued?: boolean }): NamedTensor[];
   gradients(): NamedTensor[];
   zeroGradients(): Promise<void>;
   /** Rounds the masters into the working weights, after they were written by hand. */
@@ -120,6 +121,7 @@ export interface NativeModel {
 export interface NativeAdamW {
   step(): Promise<{ gradNorm: number; learningRate: number }>;
   learningRateAt(step: number): number;
+  /** Only to be handed to further calls. */
   state(): { m: NamedTensor[]; v: NamedTensor[] };
   completed: number;
   close(): Promise<void>;

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { syncDirectory, writeError, writeFileAtomic } from '../data/files.js';
 import { WrpoError } from '../errors.js';
 import type { Model } from '../model/model.js';
+import type { Tokenizer } from '../text/tokenizer.js';
 import type { AdamW } from './adamw.js';
 import type { MetricMeans, Metrics } from './metrics.js';
 
@@ -40,10 +41,11 @@ export async function saveCheckpoint(
   runDir: string,
   {
     model,
+    tokenizer,
     optimizer,
     state,
     ...manifest
-  }: { model: Model; optimizer: AdamW; state: TrainerState } & Omit<Manifest, 'step'>,
+  }: { model: Model; tokenizer?: Tokenizer; optimizer: AdamW; state: TrainerState } & Omit<Manifest, 'step'>,
 ): Promise<string> {
   const dir = join(runDir, `checkpoint-${state.global_step}`);
   const temporary = `${dir}.tmp`;
@@ -51,13 +53,14 @@ export async function saveCheckpoint(
     rmSync(temporary, { recursive: true, force: true });
     mkdirSync(temporary, { recursive: true });
     await model.save(temporary);
+    await tokenizer?.saveTo(temporary);
     await optimizer.save(temporary);
     writeFileAtomic(join(temporary, 'trainer_state.json'), `${JSON.stringify(state, null, 1)}\n`);
     writeFileAtomic(
       join(temporary, 'manifest.json'),
       `${JSON.stringify({ ...manifest, step: state.global_step }, null, 1)}\n`,
     );
-    rmSync(dir, { recursive: true, force: true });
+    remove(dir);
     renameSync(temporary, dir);
     syncDirectory(runDir);
   } catch (cause) {
@@ -97,12 +100,23 @@ export function readCheckpoint(dir: string, resume: ResumeKey): Checkpoint {
   return { ...manifest, dir, state: read('trainer_state.json') as TrainerState };
 }
 
+// Under its own name a checkpoint is whole until it is gone.
+function remove(dir: string): void {
+  if (!existsSync(dir)) return;
+  const old = `${dir}.old.tmp`;
+  rmSync(old, { recursive: true, force: true });
+  renameSync(dir, old);
+  rmSync(old, { recursive: true, force: true });
+}
+
+// Checkpoints and files on their way to their names, or out of the world.
+const HALF_WRITTEN = /^checkpoint-\d+(\.old)?\.tmp$|\.\d+\.tmp$/;
+
 /** Removes the oldest checkpoints beyond `limit`, and what a killed run left half-written. */
 export function pruneCheckpoints(runDir: string, limit = Number.POSITIVE_INFINITY): void {
   const complete = listCheckpoints(runDir);
-  for (const dir of complete.slice(0, Math.max(0, complete.length - limit)))
-    rmSync(dir, { recursive: true, force: true });
+  for (const dir of complete.slice(0, Math.max(0, complete.length - limit))) remove(dir);
   for (const name of existsSync(runDir) ? readdirSync(runDir) : []) {
-    if (/^checkpoint-\d+\.tmp$/.test(name)) rmSync(join(runDir, name), { recursive: true, force: true });
+    if (HALF_WRITTEN.test(name)) rmSync(join(runDir, name), { recursive: true, force: true });
   }
 }

@@ -2,7 +2,7 @@
 import { splitMicrobatches } from '../data/pack.js';
 import type { Role } from '../data/preferences.js';
 import type { TrainingArgs } from './args.js';
-import { countTokens, type Example, MetricMeans, type Metrics } from './metrics.js';
+import { countResponseTokens, type Example, MetricMeans, type Metrics } from './metrics.js';
 import { type Objective, objectiveOf, preferenceLoss } from './objective.js';
 import { type Prepared, referenceOf, type Split } from './prepare.js';
 import { progressBar } from './progress.js';
@@ -27,7 +27,7 @@ export async function evaluateSplit(
       const reference = await referenceOf(run, split, part, indices, args.sharePrompt);
       const logps = await logProbsOf(run.model, part, run.roles, args.sharePrompt);
       for (const [i, row] of part.entries()) {
-        const example = { tokens: countTokens(row, run.roles), logps: logps[i]!, reference: reference[i]! };
+        const example = { tokens: countResponseTokens(row, run.roles), logps: logps[i]!, reference: reference[i]! };
         for (const { objective, means } of [final, current]) {
           means.add({ ...example, loss: lossOf(example, objective) }, objective);
         }

@@ -54,6 +54,11 @@ export function countTokens({ prompt, responses }: EncodedRow, roles: readonly R
   return roles.reduce((n, role) => n + prompt.length + responses[role]!.length, 0);
 }
 
+/** Tokens that a row's loss is taken over. */
+export function countResponseTokens({ responses }: EncodedRow, roles: readonly Role[]): number {
+  return roles.reduce((n, role) => n + responses[role]!.length, 0);
+}
+
 /** Means over an interval. */
 export class MetricMeans {
   #sums: Metrics = {};

@@ -87,16 +87,20 @@ export function preferenceLoss(
   const form = formOf(objective);
   const contests = contestsOf(objective);
   const roles = rolesOf(objective.lossType);
-  const count = policy[roles[0]!]?.length ?? 0;
+  const count = roles.map((role) => policy[role]?.length).find((length) => length !== undefined) ?? 0;
   const column = (columns: Columns | undefined, role: Role, name: string): ArrayLike<number> => {
     const values = columns?.[role];
-    if (values?.length === count) return values;
+    if (values !== undefined && values.length === count && count > 0) return values;
     throw new WrpoError(
       'ERR_CONFIG',
-      `preferenceLoss: expected ${count} values in ${name}.${role} for ${objective.lossType}, received ${values?.length ?? 'none'}`,
+      `preferenceLoss: expected ${count || 'one or more'} values in ${name}.${role} for ${objective.lossType}, received ${values?.length ?? 'none'}`,
     );
   };
   const needsReference = usesReference(objective.lossType);
+  for (const role of roles) {
+    column(policy, role, 'policy');
+    if (needsReference) column(reference, role, 'reference');
+  }
   const result: PreferenceLoss = {
     loss: 0,
     losses: new Float64Array(count),

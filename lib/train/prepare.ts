@@ -37,6 +37,8 @@ export interface Prepared {
   roles: Role[];
   /** Hash of the initial policy's weights. */
   fingerprint: string;
+  /** Hash of the reference's; the policy's own without a resident one. */
+  referenceFingerprint: string;
   train: Split;
   eval?: Split;
 }
@@ -71,7 +73,9 @@ export async function prepare(
   const evalSplit = evalRows && (await encode(evalRows, 'evaluation data'));
   const resident = usesReference(args.lossType) && reference !== undefined;
   const refModel = resident ? await open(reference, args) : undefined;
-  return { model, tokenizer, refModel, roles, fingerprint: await model.fingerprint(), train, eval: evalSplit };
+  const fingerprint = await model.fingerprint();
+  const referenceFingerprint = refModel ? await refModel.fingerprint() : fingerprint;
+  return { model, tokenizer, refModel, roles, fingerprint, referenceFingerprint, train, eval: evalSplit };
 }
 
 /** Fills in the reference columns, unless a resident model answers for every batch; returns how many rows it filled. */

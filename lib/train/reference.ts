@@ -72,6 +72,7 @@ export async function referenceColumn(options: {
   writeFileAtomic(file, [{ reference: key }, ...column].map((line) => `${JSON.stringify(line)}\n`).join(''));
   for (const part of parts) {
     const values = await logProbsOf(model, part, roles, sharePrompt);
+    for (const [i, value] of values.entries()) requireFinite(value, part[i]!.where);
     appendLines(
       file,
       values.map((value) => JSON.stringify(value)),
@@ -81,6 +82,16 @@ export async function referenceColumn(options: {
     signal?.throwIfAborted();
   }
   return column;
+}
+
+function requireFinite(values: ReferenceColumn[number], where: string): void {
+  for (const [role, value] of Object.entries(values)) {
+    if (Number.isFinite(value)) continue;
+    throw new WrpoError(
+      'ERR_NON_FINITE',
+      `stopped before step 1: the reference log-prob of ${role} is ${value} (${where})`,
+    );
+  }
 }
 
 function readColumn(file: string, key: ReferenceKey): ReferenceColumn {

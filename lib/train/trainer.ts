@@ -1,8 +1,8 @@
 /** The training loop: batches, accumulate, step, log, save. */
 import { EventEmitter } from 'node:events';
-import { existsSync, mkdirSync, readFileSync } from 'node:fs';
+import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { appendLines, writeFileAtomic } from '../data/files.js';
+import { appendLines, writeError, writeFileAtomic } from '../data/files.js';
 import { type PackedBatch, packRows, splitMicrobatches, withContests } from '../data/pack.js';
 import type { Role } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
@@ -14,7 +14,7 @@ import { AdamW } from './adamw.js';
 import { resolveArgs, type TrainingArgs, type TrainingArgsInput } from './args.js';
 import { listCheckpoints, pruneCheckpoints, readCheckpoint, saveCheckpoint, type TrainerState } from './checkpoint.js';
 import { evaluateSplit } from './evaluate.js';
-import { countTokens, type Example, MetricMeans, type Metrics } from './metrics.js';
+import { countResponseTokens, countTokens, type Example, MetricMeans, type Metrics } from './metrics.js';
 import { contestsOf, formOf, type Objective, objectiveOf, usesReference } from './objective.js';
 import { type DataOptions, fillReference, type Prepared, prepare, referenceOf, type Split } from './prepare.js';
 import { progressBar } from './progress.js';
@@ -67,13 +67,15 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   readonly args: TrainingArgs;
   readonly #options: TrainerOptions;
   #prepared?: Promise<Prepared>;
-  #alpha = 0;
+  #alpha: number;
+  #step = 0;
   #last: Metrics = {};
 
   /** Throws ERR_CONFIG on arguments that cannot be meant. */
   constructor(options: TrainerOptions) {
     super();
     this.args = resolveArgs(options.args as Record<string, unknown>);
+    this.#alpha = alphaAt(0, 1, this.args.alpha, this.args.isDynamic);
     this.#options = options;
     for (const [event, callback] of Object.entries(options.callbacks ?? {})) {
       this.on(event as keyof TrainerEvents, callback as () => void);
@@ -82,21 +84,30 @@ export class Trainer extends EventEmitter<TrainerEvents> {
 
   /** Trains to the end, saves the model in `outputDir`, and evaluates when there is an evaluation set. */
   async train(options: TrainOptions = {}): Promise<TrainResult> {
-    let globalStep = 0;
-    for await (const { step } of this.steps(options)) globalStep = step;
-    return { globalStep, trainingLoss: this.#last.train_loss!, metrics: this.#last };
+    for await (const _ of this.steps(options));
+    return { globalStep: this.#step, trainingLoss: this.#last.train_loss!, metrics: this.#last };
   }
 
   /** The same run, a step at a time. */
   async *steps({ resumeFromCheckpoint, signal }: TrainOptions = {}): AsyncGenerator<StepResult, void> {
     const { args } = this;
     const run = await this.#prepare();
-    await this.#fillReference(run, signal);
     const { model, roles } = run;
     const { rows } = run.train;
     const globalBatch = args.perDeviceTrainBatchSize * args.gradientAccumulationSteps;
     const stepsPerEpoch = Math.ceil(rows.length / globalBatch);
     const total = totalSteps(rows.length, globalBatch, args.numTrainEpochs, args.maxSteps);
+
+    // Before the long work, and before anything of an earlier run is overwritten.
+    const resume = this.#resumeKey(run, total);
+    pruneCheckpoints(args.outputDir);
+    const from =
+      resumeFromCheckpoint === true ? listCheckpoints(args.outputDir).at(-1) : resumeFromCheckpoint || undefined;
+    const checkpoint = from === undefined ? undefined : readCheckpoint(from, resume);
+    await describeRun(args, { 'model weights': run.fingerprint, 'training data': hashRows(rows, roles) });
+    // With the initial weights: those of a checkpoint come after it.
+    await this.#fillReference(run, signal);
+
     const optimizer = new AdamW(model, {
       learningRate: args.learningRate,
       schedule: args.lrSchedulerType,
@@ -110,27 +121,23 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     const means = new MetricMeans();
     let state: TrainerState = { global_step: 0, max_steps: total, epoch: 0, log_history: [] };
     let lossSum = 0;
-    const resume = this.#resumeKey(run, total);
     const save = async () => {
       const dir = await saveCheckpoint(args.outputDir, {
-        ...{ model, optimizer, state, resume, lossSum, wrpo: VERSION, pending: means.toJSON() },
+        ...{ model, tokenizer: run.tokenizer, optimizer, state, resume, lossSum },
+        ...{ wrpo: VERSION, pending: means.toJSON() },
       });
-      run.tokenizer?.saveTo(dir);
       pruneCheckpoints(args.outputDir, args.saveTotalLimit);
       this.emit('save', dir);
     };
 
-    pruneCheckpoints(args.outputDir);
-    const from =
-      resumeFromCheckpoint === true ? listCheckpoints(args.outputDir).at(-1) : resumeFromCheckpoint || undefined;
-    if (from) {
-      const checkpoint = readCheckpoint(from, resume);
-      await this.#restore(model, from);
-      await optimizer.load(from, checkpoint.step);
+    if (checkpoint) {
+      await this.#restore(model, checkpoint.dir);
+      await optimizer.load(checkpoint.dir, checkpoint.step);
       ({ state, lossSum } = checkpoint);
       means.restore(checkpoint.pending);
+      this.#last = state.log_history.at(-1) ?? {};
     }
-    this.#rewindMetrics(state.global_step);
+    this.#rewindMetrics(state);
 
     const bar = progressBar('training', total, !args.disableTqdm);
     let tokens = 0;
@@ -143,7 +150,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
         const batch = chosen.map((i) => rows[i]!);
         const normalizer =
           args.lossType === 'sft' ? batch.reduce((n, row) => n + row.responses.completion!.length, 0) : batch.length;
-        const stepMeans = new MetricMeans();
+        const done: Example[] = [];
         let taken = 0;
         let stepTokens = 0;
         for (const part of splitMicrobatches(batch, roles, args.microbatchTokens)) {
@@ -161,14 +168,14 @@ export class Trainer extends EventEmitter<TrainerEvents> {
           );
           const examples = await this.#accumulate(model, part, roles, reference, objective, normalizer, step);
           if (step === 0) this.#checkStart(examples, part);
-          for (const example of examples) {
-            stepMeans.add(example, objective);
-            means.add(example, objective);
-            stepTokens += example.tokens;
-          }
+          done.push(...examples);
+          for (const row of part) stepTokens += countTokens(row, roles);
           taken += part.length;
         }
         const { gradNorm, learningRate } = await this.#update(optimizer, step, batch);
+        // Only now: a step that is stopped half-way is taken again as a whole.
+        const stepMeans = new MetricMeans();
+        for (const example of done) for (const to of [stepMeans, means]) to.add(example, objective);
         state.global_step++;
         tokens += stepTokens;
         state.epoch = state.global_step / stepsPerEpoch;
@@ -211,6 +218,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     this.#alpha = args.alpha;
     if (run.eval) this.#log(state, await this.#evaluate(run, run.eval));
     this.#last = { ...this.#last, train_loss: lossSum / total };
+    this.#step = state.global_step;
     await this.saveModel();
     writeFileAtomic(join(args.outputDir, 'trainer_state.json'), `${JSON.stringify(state, null, 1)}\n`);
   }
@@ -251,9 +259,11 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   #prepare(): Promise<Prepared> {
     this.#prepared ??= (async () => {
       const run = await prepare(this.#options, this.args, say);
-      mkdirSync(this.args.outputDir, { recursive: true });
-      const data = hashRows(run.train.rows, run.roles);
-      await describeRun(this.args, { 'model weights': run.fingerprint, 'training data': data });
+      try {
+        mkdirSync(this.args.outputDir, { recursive: true });
+      } catch (cause) {
+        throw writeError(this.args.outputDir, cause);
+      }
       return run;
     })();
     return this.#prepared;
@@ -297,7 +307,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
       const { logps, losses } = await model.accumulate(batch, { objective: formOf(objective), normalizer });
       return part.map((row, i) => ({
         loss: losses[i]!,
-        tokens: countTokens(row, roles),
+        tokens: countResponseTokens(row, roles),
         logps: Object.fromEntries(roles.map((role, k) => [role, logps[i * roles.length + k]!])),
         reference: reference[i]!,
       }));
@@ -341,7 +351,10 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   }
 
   /** What must be equal for a checkpoint to be continued to the same bits. */
-  #resumeKey({ fingerprint, train, roles }: Prepared, total: number): Record<string, string | number | boolean> {
+  #resumeKey(
+    { fingerprint, referenceFingerprint, train, roles }: Prepared,
+    total: number,
+  ): Record<string, string | number | boolean> {
     const {
       lossType,
       beta,
@@ -366,9 +379,6 @@ export class Trainer extends EventEmitter<TrainerEvents> {
       seed,
     } = this.args;
     return {
-      'the initial model': fingerprint,
-      'the training data': hashRows(train.rows, roles),
-      'the number of steps': total,
       ...{ lossType, beta, alpha, isDynamic, labelSmoothing, learningRate, lrSchedulerType, weightDecay, maxGradNorm },
       ...{
         adamBeta1,
@@ -381,6 +391,11 @@ export class Trainer extends EventEmitter<TrainerEvents> {
         dtype,
       },
       ...{ shuffle, seed, 'the global batch': this.args.perDeviceTrainBatchSize * this.args.gradientAccumulationSteps },
+      // After the settings that they follow from, so that an error names the cause.
+      'the initial model': fingerprint,
+      'the reference model': referenceFingerprint,
+      'the training data': hashRows(train.rows, roles),
+      'the number of steps': total,
     };
   }
 
@@ -398,14 +413,10 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     this.emit('log', line);
   }
 
-  /** Drops lines a killed run logged after the step it is resumed from. */
-  #rewindMetrics(step: number): void {
-    const path = join(this.args.outputDir, 'metrics.jsonl');
-    if (!existsSync(path)) return;
-    const kept = readFileSync(path, 'utf8')
-      .split('\n')
-      .filter((line) => line.endsWith('}') && JSON.parse(line).step <= step && step > 0);
-    writeFileAtomic(path, kept.map((line) => `${line}\n`).join(''));
+  /** Makes the log what it was at the step a run goes on from: a killed run may have logged further. */
+  #rewindMetrics({ log_history }: TrainerState): void {
+    const lines = log_history.map((line) => `${JSON.stringify(line)}\n`);
+    writeFileAtomic(join(this.args.outputDir, 'metrics.jsonl'), lines.join(''));
   }
 }
 

@@ -13,15 +13,16 @@ constexpr int64_t chunk = 65536;
 
 template <class S>
 WRPO_INLINE void updateRange(S* p, S* grad, S* m, S* v, const AdamWStep& step, int64_t begin, int64_t end) {
-  const S scale = S(step.gradScale), b1 = S(step.beta1), b2 = S(step.beta2), eps = S(step.eps);
+  // 1 - beta is taken in double: from a float32 0.999 it would be wrong by 1e-5.
+  const S scale = S(step.gradScale), new1 = S(1 - step.beta1), b2 = S(step.beta2), new2 = S(1 - step.beta2), eps = S(step.eps);
   const S keep = S(1 - step.learningRate * step.weightDecay);
   const S stepSize = S(step.learningRate / (1 - std::pow(step.beta1, double(step.step))));
   const S rootCorrection = S(std::sqrt(1 - std::pow(step.beta2, double(step.step))));
   for (int64_t i = begin; i < end; ++i) {
     S g = grad[i] * scale;
     grad[i] = S(0);
-    S mean = m[i] + (g - m[i]) * (S(1) - b1);
-    S square = v[i] * b2 + g * g * (S(1) - b2);
+    S mean = m[i] + (g - m[i]) * new1;
+    S square = v[i] * b2 + g * g * new2;
     m[i] = mean;
     v[i] = square;
     p[i] = p[i] * keep - stepSize * (mean / (std::sqrt(square) / rootCorrection + eps));
@@ -48,7 +49,11 @@ WRPO_CLONES double squares(const float* g, int64_t n) {
 }
 double squares(const double* g, int64_t n) {
   double total = 0;
-  for (int64_t i = 0; i < n; ++i) total += g[i] * g[i];
+  for (int64_t i = 0; i < n; i += 1024) {
+    double part = 0;
+    for (int64_t k = i; k < n && k < i + 1024; ++k) part += g[k] * g[k];
+    total += part;
+  }
   return total;
 }
 

@@ -112,8 +112,9 @@ void rmsNormBackward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor
     using T = decltype(zero);
     using S = ScalarOf<T>;
     int64_t rows = x.size(0), H = x.size(1);
-    // Fixed blocks of rows, summed in order: dw does not depend on the number of threads.
-    constexpr int64_t block = 256;
+    // Fixed blocks of rows, summed in order: dw does not depend on the number of threads. Short ones, summed in float64:
+    // a long float32 sum would lose more than plain ATen's.
+    constexpr int64_t block = 64;
     int64_t blocks = (rows + block - 1) / block;
     std::vector<S> partial(blocks * H, S(0));
     parallelRows(blocks, 1, [&](int64_t begin, int64_t end) {
@@ -121,9 +122,10 @@ void rmsNormBackward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor
         backward(data<T>(dy), data<T>(x), data<T>(w), data<S>(rstd), data<T>(dx), partial.data() + b * H, H, b * block,
                  std::min(rows, (b + 1) * block));
     });
-    S* total = data<S>(dw);
+    std::vector<double> total(H, 0);
     for (int64_t b = 0; b < blocks; ++b)
-      for (int64_t i = 0; i < H; ++i) total[i] += partial[b * H + i];
+      for (int64_t i = 0; i < H; ++i) total[i] += double(partial[b * H + i]);
+    for (int64_t i = 0; i < H; ++i) data<S>(dw)[i] += S(total[i]);
   });
 }
 

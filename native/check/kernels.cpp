@@ -1,0 +1,311 @@
+#include <cmath>
+#include <numbers>
+
+#include "check/case.h"
+
+// Plain ATen computes in the dtype under test, but in float32 where transformers does: norms and log-softmax.
+namespace wrpo::check {
+
+Case rmsNorm(int64_t T, int64_t H, bool residual) {
+  constexpr double eps = 1e-5;
+  Case c{residual ? "rms_norm_residual" : "rms_norm", text({T, H})};
+  c.inputs = {normal("x", {T, H}), normal("w", {H}), normal("dy", {T, H}), normal("dx", {T, H}), wide("dw", {H})};
+  if (residual) c.inputs.push_back(normal("residual", {T, H}));
+  c.outputs = {"y", "rstd", "sum", "dx", "dw"};
+  c.forward = {(residual ? 4 : 2) * T * H, T};
+  c.backward = {4 * T * H, T};
+  c.ours.forward = [](Tensors& t) {
+    t["y"] = at::empty_like(t["x"]), t["rstd"] = at::empty({t["x"].size(0)}, statsOf(t["x"])), t["sum"] = t["x"];
+    rmsNormForward(t["x"], t["residual"], t["sum"], t["w"], eps, t["y"], t["rstd"]);
+  };
+  c.ours.backward = [](Tensors& t) { rmsNormBackward(t["dy"], t["sum"], t["w"], t["rstd"], t["dx"], t["dw"]); };
+  c.plain.forward = [residual](Tensors& t) {
+    t["sum"] = residual ? t["x"] + t["residual"] : t["x"];
+    auto x = t["sum"].to(statsOf(t["x"]));
+    t["rstd"] = x.pow(2).mean(-1).add(eps).rsqrt();
+    t["y"] = t["w"] * (x * t["rstd"].unsqueeze(-1)).to(t["x"].scalar_type());
+  };
+  c.plain.backward = [](Tensors& t) {
+    auto stats = statsOf(t["x"]);
+    auto r = t["rstd"].unsqueeze(-1), n = t["sum"].to(stats) * r, dy = t["dy"].to(stats), g = dy * t["w"].to(stats);
+    t["dx"] = t["dx"] + (r * (g - n * (g * n).mean(-1, true))).to(t["x"].scalar_type());
+    t["dw"] = t["dw"] + (dy * n).sum(0);
+  };
+  c.oracle = [=](Reals& v) {
+    auto &x = v["x"], &w = v["w"], &dy = v["dy"], &dx = v["dx"], &dw = v["dw"];
+    auto &y = make(v, "y", T * H), &rstd = make(v, "rstd", T);
+    for (int64_t i = 0; residual && i < T * H; ++i) x[i] += v["residual"][i];
+    v["sum"] = x;
+    for (int64_t t = 0; t < T; ++t) {
+      const Real *row = &x[t * H], *g = &dy[t * H];
+      Real r = rstd[t] = 1 / std::sqrt(dot(row, row, H) / H + Real(eps)), s = 0;
+      for (int64_t i = 0; i < H; ++i) s += g[i] * w[i] * row[i] * r / H;
+      for (int64_t i = 0; i < H; ++i) {
+        y[t * H + i] = w[i] * row[i] * r;
+        dw[i] += g[i] * row[i] * r;
+        dx[t * H + i] += r * (g[i] * w[i] - row[i] * r * s);
+      }
+    }
+  };
+  return c;
+}
+
+Case ropeTables(const RopeSettings& s, int64_t d, int64_t positions) {
+  Case c{"rope_table", s.type + " " + text({positions, d})};
+  c.dtypes = {at::kFloat};
+  c.outputs = {"frequencies", "table"};
+  c.ours.forward = [=](Tensors& t) {
+    t["frequencies"] = ropeFrequencies(s, d);
+    t["table"] = ropeTable(t["frequencies"], positions);
+  };
+  c.plain.forward = [=](Tensors& t) {
+    auto f = at::pow(s.theta, at::arange(0, d, 2, at::kFloat).div(-double(d)));
+    if (s.type == "linear") f = f / s.factor;
+    if (s.type == "llama3") {
+      auto turns = f * (s.originalMaxPosition / (2 * M_PI));
+      auto keep = ((turns - s.lowFrequencyFactor) / (s.highFrequencyFactor - s.lowFrequencyFactor)).clamp(0, 1);
+      f = (1 - keep) * f / s.factor + keep * f;
+    }
+    auto angle = at::arange(positions, at::kFloat).unsqueeze(-1) * f;
+    t["frequencies"] = f, t["table"] = at::stack({angle.cos(), angle.sin()}, 1);
+  };
+  c.oracle = [=](Reals& v) {
+    auto &f = make(v, "frequencies", d / 2), &table = make(v, "table", positions * d);
+    for (int64_t i = 0; i < d / 2; ++i) {
+      f[i] = std::pow(Real(s.theta), -Real(2 * i) / d);
+      Real turns = s.originalMaxPosition * f[i] / (2 * std::numbers::pi_v<Real>);  // over the original context
+      Real keep = (turns - s.lowFrequencyFactor) / (s.highFrequencyFactor - s.lowFrequencyFactor);
+      keep = std::min(Real(1), std::max(Real(0), keep));
+      if (s.type == "linear") f[i] /= s.factor;
+      if (s.type == "llama3") f[i] = keep * f[i] + (1 - keep) * f[i] / s.factor;
+      for (int64_t p = 0; p < positions; ++p)
+        table[p * d + i] = std::cos(p * f[i]), table[p * d + d / 2 + i] = std::sin(p * f[i]);
+    }
+  };
+  return c;
+}
+
+// Rotates `heads` heads of rows that hold one more, which must stay as it is.
+Case ropeRotation(int64_t T, int64_t heads, int64_t d) {
+  int64_t ld = (heads + 1) * d, half = d / 2;
+  auto table = ropeTable(ropeFrequencies({}, d), 512);
+  auto positions = randomIds(T, 512);
+  Case c{"rope", text({T, heads, d})};
+  c.inputs = {normal("x", {T, ld}), normal("dy", {T, ld})};
+  c.outputs = {"y", "dx"};
+  c.forward = c.backward = {2 * T * heads * d, 0};
+  auto turn = [=](const at::Tensor& x, int sign) { return rope(x, heads, d, table, positions.data(), sign), x; };
+  c.ours = {[=](Tensors& t) { t["y"] = turn(t["x"], 1); }, [=](Tensors& t) { t["dx"] = turn(t["dy"], -1); }};
+  auto plain = [=, rows = table.index_select(0, indices(positions))](const at::Tensor& x, int sign) {
+    auto cosine = rows.select(1, 0).unsqueeze(1).to(x.scalar_type()), sine = rows.select(1, 1).unsqueeze(1).to(x.scalar_type());
+    auto h = x.view({T, heads + 1, d}).narrow(1, 0, heads), a = h.narrow(2, 0, half), b = h.narrow(2, half, half);
+    auto turned = at::cat({a * cosine - b * sine * sign, b * cosine + a * sine * sign}, 2);
+    return at::cat({turned.view({T, heads * d}), x.narrow(1, heads * d, d)}, 1);
+  };
+  c.plain = {[=](Tensors& t) { t["y"] = plain(t["x"], 1); }, [=](Tensors& t) { t["dx"] = plain(t["dy"], -1); }};
+  c.oracle = [=](Reals& v) {
+    v["y"] = v["x"], v["dx"] = v["dy"];
+    for (int64_t t = 0; t < T; ++t)
+      for (int64_t h = 0; h < heads; ++h)
+        for (int64_t i = 0; i < half; ++i) {
+          Real cosine = data<float>(table)[positions[t] * d + i], sine = data<float>(table)[positions[t] * d + half + i];
+          int64_t a = t * ld + h * d + i, b = a + half;
+          v["y"][a] = v["x"][a] * cosine - v["x"][b] * sine, v["y"][b] = v["x"][b] * cosine + v["x"][a] * sine;
+          v["dx"][a] = v["dy"][a] * cosine + v["dy"][b] * sine, v["dx"][b] = v["dy"][b] * cosine - v["dy"][a] * sine;
+        }
+  };
+  return c;
+}
+
+Case swiglu(int64_t T, int64_t F) {
+  Case c{"swiglu", text({T, F})};
+  c.inputs = {normal("gateUp", {T, 2 * F}, 3), normal("dh", {T, F})};
+  for (int64_t i = 0; F > 2 && i < 2; ++i) c.inputs[0].value[0][i] = i ? 100 : -100;  // beyond float32's e^x
+  c.outputs = {"h", "again", "dgateUp"};
+  c.forward = {3 * T * F, 0};
+  c.backward = {6 * T * F, 0};
+  c.ours.forward = [](Tensors& t) { swigluForward(t["gateUp"], t["h"] = at::empty_like(t["dh"])); };
+  c.ours.backward = [](Tensors& t) {
+    swigluBackward(t["dh"], t["gateUp"], t["again"] = at::empty_like(t["dh"]));
+    t["dgateUp"] = t["gateUp"];
+  };
+  c.plain.forward = [](Tensors& t) {
+    auto parts = t["gateUp"].chunk(2, -1);
+    t["h"] = at::silu(parts[0]) * parts[1];
+  };
+  c.plain.backward = [](Tensors& t) {
+    auto parts = t["gateUp"].chunk(2, -1);
+    auto s = parts[0].sigmoid(), silu = parts[0] * s;
+    t["again"] = silu * parts[1];
+    t["dgateUp"] = at::cat({t["dh"] * parts[1] * (s * (1 + parts[0] * (1 - s))), t["dh"] * silu}, -1);
+  };
+  c.oracle = [=](Reals& v) {
+    auto &h = make(v, "h", T * F), &to = make(v, "dgateUp", 2 * T * F);
+    for (int64_t i = 0; i < T * F; ++i) {
+      int64_t at = i / F * 2 * F + i % F;
+      Real g = v["gateUp"][at], u = v["gateUp"][at + F], d = v["dh"][i], s = 1 / (1 + std::exp(-g));
+      h[i] = g * s * u, to[at] = d * u * s * (1 + g * (1 - s)), to[at + F] = d * g * s;
+    }
+    v["again"] = h;
+  };
+  return c;
+}
+
+void plainLogprob(Tensors& t, const at::Tensor& targets) {
+  auto z = t["z"].to(statsOf(t["z"])), column = targets.unsqueeze(-1);
+  t["lse"] = at::logsumexp(z, {-1});
+  t["logp"] = at::log_softmax(z, -1).gather(1, column).squeeze(-1);
+  t["argmax"] = z.gather(1, column).ge(z.amax(-1, true)).squeeze(-1).to(at::kByte);
+}
+void plainLogprobBackward(Tensors& t, const at::Tensor& targets) {
+  auto column = targets.unsqueeze(-1), g = t["dlogp"].unsqueeze(-1);
+  auto p = at::exp(t["z"].to(statsOf(t["z"])) - t["lse"].unsqueeze(-1));
+  t["dz"] = (g * p.neg().scatter_add(1, column, at::ones_like(g))).to(t["z"].scalar_type());
+}
+void oracleLogprob(Reals& v, const std::vector<int32_t>& targets, int64_t V) {
+  int64_t R = targets.size();
+  auto &z = v["z"], &lse = make(v, "lse", R), &logp = make(v, "logp", R), &best = make(v, "argmax", R);
+  auto& dz = make(v, "dz", R * V);
+  for (int64_t r = 0; r < R; ++r) {
+    const Real* row = &z[r * V];
+    Real top = *std::max_element(row, row + V), total = 0;
+    for (int64_t i = 0; i < V; ++i) total += dz[r * V + i] = std::exp(row[i] - top);
+    lse[r] = top + std::log(total), logp[r] = row[targets[r]] - lse[r], best[r] = row[targets[r]] >= top;
+    for (int64_t i = 0; i < V; ++i) dz[r * V + i] = v["dlogp"][r] * ((i == targets[r]) - dz[r * V + i] / total);
+  }
+}
+
+Case logprob(int64_t R, int64_t V, double scale) {
+  auto targets = randomIds(R, V);
+  auto column = indices(targets);
+  Case c{"logprob", text({R, V})};
+  c.inputs = {normal("z", {R, V}, scale), wide("dlogp", {R})};
+  c.inputs[0].value[0][targets[0]] = 5 * scale;  // one row whose target is the most probable token
+  c.outputs = {"logp", "lse", "argmax", "dz"};
+  c.forward = {R * V, 3 * R};
+  c.backward = {2 * R * V, 2 * R};
+  c.ours.forward = [=](Tensors& t) {
+    t["logp"] = at::empty_like(t["dlogp"]), t["lse"] = at::empty_like(t["dlogp"]), t["argmax"] = at::empty({R}, at::kByte);
+    logprobForward(t["z"], targets.data(), t["logp"], t["lse"], data<uint8_t>(t["argmax"]));
+  };
+  c.ours.backward = [=](Tensors& t) { logprobBackward(t["dz"] = t["z"], targets.data(), t["lse"], t["dlogp"]); };
+  c.plain = {[=](Tensors& t) { plainLogprob(t, column); }, [=](Tensors& t) { plainLogprobBackward(t, column); }};
+  c.oracle = [=](Reals& v) { oracleLogprob(v, targets, V); };
+  return c;
+}
+
+Case merge(int64_t R, int64_t heads, int64_t d) {
+  Case c{"merge_lse", text({R, heads, d})};
+  c.inputs = {normal("o1", {R, heads * d}), normal("o2", {R, heads * d}), wide("l1", {R, heads}), wide("l2", {R, heads})};
+  for (int i : {2, 3}) c.inputs[i].value.mul_(8);
+  c.outputs = {"out", "lse"};
+  c.forward = {3 * R * heads * d, 3 * R * heads};
+  c.ours.forward = [=](Tensors& t) { mergeLse(t["out"] = t["o1"], t["lse"] = t["l1"], t["o2"], t["l2"], heads); };
+  c.plain.forward = [=](Tensors& t) {
+    t["lse"] = at::logaddexp(t["l1"], t["l2"]);
+    auto part = [&](const char* o, const char* l) {
+      auto weight = at::exp(t[l] - t["lse"]).to(t[o].scalar_type()).unsqueeze(-1);
+      return (t[o].view({R, heads, d}) * weight).view({R, heads * d});
+    };
+    t["out"] = part("o1", "l1") + part("o2", "l2");
+  };
+  c.oracle = [=](Reals& v) {
+    auto &out = make(v, "out", R * heads * d), &lse = make(v, "lse", R * heads);
+    for (int64_t i = 0; i < R * heads * d; ++i) {
+      Real a = std::exp(v["l1"][i / d]), b = std::exp(v["l2"][i / d]);
+      lse[i / d] = std::log(a + b), out[i] = (a * v["o1"][i] + b * v["o2"][i]) / (a + b);
+    }
+  };
+  return c;
+}
+
+Case embedding(int64_t T, int64_t H, int64_t V) {
+  auto ids = randomIds(T, V);
+  auto rows = indices(ids);
+  Case c{"embedding", text({T, H, V})};
+  c.inputs = {normal("weight", {V, H}), normal("dx", {T, H}), wide("dweight", {V, H})};
+  c.outputs = {"x", "dweight"};
+  c.forward = {2 * T * H, 0};
+  c.backward = {T * H, 2 * T * H};
+  c.ours.forward = c.plain.forward = [=](Tensors& t) { t["x"] = t["weight"].index_select(0, rows); };
+  c.ours.backward = [=](Tensors& t) { embeddingBackward(t["dx"], ids.data(), t["dweight"]); };
+  c.plain.backward = [=](Tensors& t) { t["dweight"].index_add_(0, rows, t["dx"].to(t["dweight"].scalar_type())); };
+  c.oracle = [=](Reals& v) {
+    auto& x = make(v, "x", T * H);
+    for (int64_t i = 0; i < T * H; ++i) {
+      int64_t at = ids[i / H] * H + i % H;
+      x[i] = v["weight"][at], v["dweight"][at] += v["dx"][i];
+    }
+  };
+  return c;
+}
+
+Case adamw(int64_t n, int64_t step) {
+  AdamWStep s{3e-4, 0.9, 0.999, 1e-8, 0.1, 0.7, step};
+  double scale1 = 1 - std::pow(s.beta1, step), scale2 = 1 - std::pow(s.beta2, step);
+  Case c{"adamw", text({n}) + " step " + std::to_string(step)};
+  c.inputs = {wide("master", {n}), wide("grad", {n}), wide("m", {n}), wide("v", {n}), normal("work", {n})};
+  for (int i : {2, 3}) c.inputs[i].value.mul_(step > 1);
+  c.inputs[3].value.square_();
+  c.outputs = {"master", "work", "m", "v", "grad"};
+  c.forward = {0, 8 * n};
+  c.ours.forward = [=](Tensors& t) {
+    bool copy = t["work"].scalar_type() == at::kBFloat16;
+    adamwUpdate(t["master"], copy ? t["work"] : t["master"], t["grad"], t["m"], t["v"], s);
+    if (!copy) t["work"] = t["master"];
+  };
+  c.plain.forward = [=](Tensors& t) {  // torch.optim.adamw._single_tensor_adamw
+    auto g = t["grad"] * s.gradScale;
+    t["master"].mul_(1 - s.learningRate * s.weightDecay);
+    t["m"].lerp_(g, 1 - s.beta1);
+    t["v"].mul_(s.beta2).addcmul_(g, g, 1 - s.beta2);
+    t["master"].addcdiv_(t["m"], (t["v"].sqrt() / std::sqrt(scale2)).add_(s.eps), -s.learningRate / scale1);
+    t["work"] = t["master"].to(t["work"].scalar_type());
+    t["grad"].zero_();
+  };
+  c.oracle = [=](Reals& v) {
+    for (int64_t i = 0; i < n; ++i) {
+      Real g = v["grad"][i] * s.gradScale, &m = v["m"][i], &square = v["v"][i], &p = v["master"][i];
+      m = s.beta1 * m + (1 - Real(s.beta1)) * g, square = s.beta2 * square + (1 - Real(s.beta2)) * g * g;
+      p = p * (1 - Real(s.learningRate) * s.weightDecay) - s.learningRate * (m / scale1) / (std::sqrt(square / scale2) + s.eps);
+      v["grad"][i] = 0, v["work"][i] = p;
+    }
+  };
+  return c;
+}
+
+Case norm(int64_t n) {
+  Case c{"gradient_norm", text({n})};
+  c.dtypes = {at::kFloat, at::kDouble};
+  c.inputs = {wide("grad", {n})};
+  c.outputs = {"norm"};
+  c.forward = {0, n};
+  c.ours.forward = [](Tensors& t) { t["norm"] = at::scalar_tensor(gradientNorm(t["grad"]), t["grad"].scalar_type()); };
+  c.plain.forward = [](Tensors& t) { t["norm"] = t["grad"].pow(2).sum().sqrt(); };
+  c.oracle = [=](Reals& v) { v["norm"] = {std::sqrt(dot(v["grad"].data(), v["grad"].data(), n))}; };
+  return c;
+}
+
+// A hash has no oracle to be near to: it must change with every single bit.
+Case hash(int64_t bytes) {
+  Case c{"fingerprint", text({bytes})};
+  c.dtypes = {at::kFloat};
+  c.outputs = {"changed"};
+  c.ours.forward = [=](Tensors& t) {
+    auto flat = at::arange(bytes, at::kInt).mul(37).to(at::kByte);
+    uint64_t before = fingerprint(flat);
+    int64_t changed = 0, tries = 0;
+    for (int64_t bit = 0; bit < 8 * bytes; bit += 1 + bit / 16, ++tries) {
+      data<uint8_t>(flat)[bit / 8] ^= 1 << bit % 8;
+      changed += fingerprint(flat) != before;
+      data<uint8_t>(flat)[bit / 8] ^= 1 << bit % 8;
+    }
+    t["changed"] = at::full({1}, double(changed) / double(tries), at::kDouble);
+    t["hash"] = at::full({1}, int64_t(before), at::kLong);
+  };
+  c.plain.forward = [](Tensors& t) { t["changed"] = at::ones({1}, at::kDouble); };
+  c.oracle = [](Reals& v) { v["changed"] = {1}; };
+  return c;
+}
+
+}  // namespace wrpo::check

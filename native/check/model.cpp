@@ -1,0 +1,224 @@
+#include "model/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <span>
+
+#include "check/case.h"
+#include "model/head.h"
+
+namespace wrpo::check {
+
+Batch packed(const std::vector<int32_t>& prompts, const std::vector<std::vector<int32_t>>& responses) {
+  Batch b;
+  b.promptOffsets = b.responseOffsets = b.groupOffsets = {0};
+  for (size_t g = 0; g < prompts.size(); ++g) {
+    b.promptOffsets.push_back(b.promptOffsets.back() + prompts[g]);
+    for (int32_t n : responses[g]) b.responseOffsets.push_back(b.responseOffsets.back() + n);
+    b.groupOffsets.push_back(int32_t(b.responseOffsets.size()) - 1);
+  }
+  b.tokens.resize(b.promptTokens() + b.responseRows());
+  return b;
+}
+namespace {
+
+// sees[i][j]: row i attends to row j, as one dense matrix.
+at::Tensor visibility(const Batch& b) {
+  auto sees = at::zeros({b.size(), b.size()}, at::kBool);
+  auto square = [&](int64_t i, int64_t rows, int64_t j, int64_t columns) { return sees.narrow(0, i, rows).narrow(1, j, columns); };
+  for (int64_t g = 0; g < b.groups(); ++g) {
+    int64_t p = b.promptOffsets[g], n = b.promptOffsets[g + 1] - p;
+    square(p, n, p, n).copy_(at::ones({n, n}, at::kBool).tril());
+    for (int32_t k = b.groupOffsets[g]; k < b.groupOffsets[g + 1]; ++k) {
+      int64_t r = b.promptTokens() + b.responseOffsets[k], m = b.responseOffsets[k + 1] - b.responseOffsets[k];
+      square(r, m, r, m).copy_(at::ones({m, m}, at::kBool).tril());
+      square(r, m, p, n).fill_(true);
+    }
+  }
+  return sees;
+}
+
+}  // namespace
+
+Case attention(const char* layout, const Batch& batch, int64_t heads, int64_t kvHeads, int64_t d, bool promptQueries) {
+  ModelConfig config{};
+  config.heads = heads, config.kvHeads = kvHeads, config.headDim = d;
+  int64_t T = batch.size(), unasked = promptQueries ? 0 : batch.promptTokens(), ld = config.qkvSize(), group = heads / kvHeads;
+  double scale = 1 / std::sqrt(double(d));
+  auto sees = visibility(batch);
+  Case c{"attention", std::string(layout) + " " + text({T, heads, kvHeads, d}) + (promptQueries ? "" : " responses")};
+  c.gemms = true;
+  c.inputs = {normal("qkv", {T, ld}), normal("dout", {T, heads * d})};
+  c.outputs = {"out", "lse", "dqkv"};
+  c.forward = {T * (ld + heads * d), T * heads};
+  c.backward = {2 * T * (ld + heads * d), T * heads};
+  c.ours.forward = [=](Tensors& t) {
+    t["out"] = at::zeros_like(t["dout"]), t["lse"] = at::zeros({T, heads}, statsOf(t["qkv"]));
+    attentionForward(config, batch, t["qkv"], t["out"], t["lse"], promptQueries);
+  };
+  c.ours.backward = [=](Tensors& t) {
+    t["dqkv"] = at::full_like(t["qkv"], NAN);
+    attentionBackward(config, batch, t["dout"], t["qkv"], t["out"], t["lse"], t["dqkv"], promptQueries);
+  };
+  auto split = [=](const at::Tensor& rows, int64_t first, int64_t count) {  // [1, heads, T, d]
+    return rows.narrow(1, first * d, count * d).view({1, T, count, d}).transpose(1, 2);
+  };
+  auto join = [=](const at::Tensor& t) { return t.transpose(1, 2).reshape({T, -1}); };
+  auto mask = at::zeros({T, T}, at::kDouble).masked_fill(sees.logical_not(), -INFINITY);
+  // ATen's own attention, once over all rows under the dense mask.
+  c.plain.forward = [=](Tensors& t) {
+    auto q = split(t["qkv"], 0, heads), k = split(t["qkv"], heads, kvHeads), v = split(t["qkv"], heads + kvHeads, kvHeads);
+    t["mask"] = mask.to(q.scalar_type());
+    auto [out, lse] = at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0, false, t["mask"]);
+    t["out"] = join(out), t["lse"] = join(lse.unsqueeze(-1));
+    t["out"].narrow(0, 0, unasked).zero_(), t["lse"].narrow(0, 0, unasked).zero_();
+  };
+  c.plain.backward = [=](Tensors& t) {
+    auto q = split(t["qkv"], 0, heads), k = split(t["qkv"], heads, kvHeads), v = split(t["qkv"], heads + kvHeads, kvHeads);
+    auto dOut = t["dout"].clone(), lse = t["lse"].view({1, T, heads}).transpose(1, 2);
+    dOut.narrow(0, 0, unasked).zero_();
+    auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
+        split(dOut, 0, heads), q, k, v, split(t["out"], 0, heads), lse, 0, false, t["mask"]);
+    t["dqkv"] = at::cat({join(dq), join(dk), join(dv)}, 1);
+  };
+  c.oracle = [=](Reals& v) {
+    const Real *x = v["qkv"].data(), *g = v["dout"].data();
+    auto &out = make(v, "out", T * heads * d), &lse = make(v, "lse", T * heads), &to = make(v, "dqkv", T * ld);
+    std::vector<Real> p(T);
+    for (int64_t h = 0; h < heads; ++h)
+      for (int64_t i = unasked; i < T; ++i) {
+        int64_t q = i * ld + h * d, key = (heads + h / group) * d, value = key + kvHeads * d, o = (i * heads + h) * d;
+        const bool* seen = data<bool>(sees) + i * T;
+        Real total = 0;
+        for (int64_t j = 0; j < T; ++j) total += p[j] = seen[j] ? std::exp(scale * dot(x + q, x + j * ld + key, d)) : 0;
+        lse[i * heads + h] = std::log(total);
+        for (int64_t j = 0; j < T; ++j)
+          for (int64_t e = 0; seen[j] && e < d; ++e) out[o + e] += p[j] / total * x[j * ld + value + e];
+        Real mean = dot(g + o, &out[o], d);
+        for (int64_t j = 0; j < T; ++j) {
+          if (!seen[j]) continue;
+          Real w = p[j] / total, ds = scale * w * (dot(g + o, x + j * ld + value, d) - mean);
+          for (int64_t e = 0; e < d; ++e) {
+            to[q + e] += ds * x[j * ld + key + e];
+            to[j * ld + key + e] += ds * x[q + e];
+            to[j * ld + value + e] += w * g[o + e];
+          }
+        }
+      }
+  };
+  return c;
+}
+
+// Units are the responses of one prompt, here of uneven length, one empty.
+Case head(int64_t R, int64_t H, int64_t V, int64_t chunk, HeadPass pass) {
+  auto targets = randomIds(R, V);
+  auto column = indices(targets);
+  std::vector<int64_t> units{0, R / 5, R / 5, R / 4, R};
+  Case c{"head", text({R, H, V}) + (pass == HeadPass::Together ? " chunk " : " alone, chunk ") + std::to_string(chunk)};
+  c.gemms = true;
+  c.inputs = {normal("hidden", {R, H}), normal("weight", {V, H}, 0.3), wide("dlogp", {R}), wide("dweight", {V, H})};
+  c.outputs = {"logp", "lse", "argmax", "seen", "dhidden", "dweight"};
+  c.forward = {R * H + V * H, 2 * R};
+  c.backward = {2 * R * H + V * H, 2 * V * H};
+  auto bytes = [=](Tensors& t) { return chunk * V * t["weight"].element_size(); };
+  c.ours.forward = [=](Tensors& t) {
+    static Workspace workspace;
+    auto output = Head(workspace, bytes(t)).logProbs(t["hidden"], t["weight"], targets, true);
+    t["logp"] = output.logp, t["lse"] = output.lse, t["seen"] = output.logp;
+    t["argmax"] = at::tensor(output.argmax);
+  };
+  c.ours.backward = [=](Tensors& t) {
+    static Workspace workspace;
+    Head head(workspace, bytes(t));
+    t["dhidden"] = at::full_like(t["hidden"], NAN);
+    if (pass == HeadPass::BackwardAlone)
+      return head.backward(t["hidden"], t["weight"], targets, t["lse"], t["dlogp"], t["dhidden"], t["dweight"]);
+    auto seen = t["seen"] = at::full_like(t["dlogp"], NAN);  // the log-probs at the time of the callback
+    auto gradient = [&](const HeadOutput& output, int64_t first, int64_t last, at::Tensor& dLogp) {
+      for (auto [to, from] : {std::pair{seen, output.logp}, {dLogp, t["dlogp"]}})
+        to.narrow(0, first, last - first).copy_(from.narrow(0, first, last - first));
+    };
+    auto output = head.forwardBackward(t["hidden"], t["weight"], targets, units, gradient, t["dhidden"], t["dweight"]);
+    t["logp"] = output.logp, t["lse"] = output.lse;
+  };
+  c.plain.forward = [=](Tensors& t) {
+    t["z"] = at::matmul(t["hidden"], t["weight"].t());
+    plainLogprob(t, column);
+    t["seen"] = t["logp"];
+  };
+  c.plain.backward = [=, forward = c.plain.forward](Tensors& t) {
+    if (pass == HeadPass::Together) forward(t);  // forwardBackward is both
+    plainLogprobBackward(t, column);
+    t["dhidden"] = at::matmul(t["dz"], t["weight"]);
+    t["dweight"] = t["dweight"] + at::matmul(t["dz"].t(), t["hidden"]);
+  };
+  c.oracle = [=](Reals& v) {
+    auto &z = make(v, "z", R * V), &dHidden = make(v, "dhidden", R * H);
+    for (int64_t i = 0; i < R * V; ++i) z[i] = dot(&v["hidden"][i / V * H], &v["weight"][i % V * H], H);
+    oracleLogprob(v, targets, V);
+    v["seen"] = v["logp"];
+    const Real *dz = v["dz"].data(), *hidden = v["hidden"].data(), *weight = v["weight"].data();
+    Real* dWeight = v["dweight"].data();
+    for (int64_t r = 0; r < R; ++r)
+      for (int64_t i = 0; i < V; ++i)
+        for (int64_t k = 0; k < H; ++k) {
+          dHidden[r * H + k] += dz[r * V + i] * weight[i * H + k];
+          dWeight[i * H + k] += dz[r * V + i] * hidden[r * H + k];
+        }
+  };
+  return c;
+}
+
+Case preference(const char* form, const Objective& o, const std::vector<double>& coefficients, bool reference, double spread) {
+  using Form = Objective::Form;
+  int64_t K = coefficients.size();
+  std::vector<int32_t> lengths = randomIds(K, 200);
+  for (auto& n : lengths) ++n;
+  auto c = Case{"objective", std::string(form) + " spread " + std::to_string(int(spread))};
+  c.dtypes = {at::kDouble};
+  c.inputs = {normal("policy", {K}, spread), normal("dpolicy", {K}), normal("dloss", {1})};
+  if (reference) c.inputs.push_back(normal("reference", {K}, spread));
+  c.outputs = {"loss", "margin", "dpolicy"};
+  c.ours.forward = [=](Tensors& t) {
+    auto view = [&](const char* n) { return std::span(data<double>(t[n]), K); };
+    std::span<double> none;
+    auto g = t["dpolicy"].clone();
+    auto result = contest(o, view("policy"), reference ? view("reference") : none, lengths, coefficients,
+                          t["dloss"].item<double>(), std::span(data<double>(g), K));
+    t["loss"] = at::full({1}, result.loss, at::kDouble), t["margin"] = at::full({1}, result.margin, at::kDouble);
+    t["next"] = g;
+  };
+  c.ours.backward = [](Tensors& t) { t["dpolicy"] = t["next"]; };
+  c.plain.forward = [=](Tensors& t) {
+    auto u = at::tensor(coefficients, at::kDouble);
+    if (o.lengthNormalized) u = u / at::tensor(lengths);
+    auto sum = (u * (reference ? t["policy"] - t["reference"] : t["policy"])).sum(), z = o.beta * sum - o.gamma, slope = z;
+    if (o.form == Form::Sigmoid) {
+      auto zero = at::zeros_like(z);
+      t["loss"] = (1 - o.labelSmoothing) * at::logaddexp(zero, -z) + o.labelSmoothing * at::logaddexp(zero, z);
+      slope = o.beta * (o.labelSmoothing * z.sigmoid() - (1 - o.labelSmoothing) * z.neg().sigmoid());
+    } else if (o.form == Form::Ipo) {
+      t["loss"] = (sum - 1 / (2 * o.beta)).pow(2), slope = 2 * (sum - 1 / (2 * o.beta));
+    } else {
+      t["loss"] = -sum, slope = at::full_like(sum, -1), z = sum;
+    }
+    t["margin"] = z, t["dpolicy"] = t["dpolicy"] + t["dloss"] * slope * u;
+  };
+  c.oracle = [=](Reals& v) {
+    Real sum = 0, e = o.labelSmoothing;
+    auto u = [&](int64_t k) { return Real(coefficients[k]) / (o.lengthNormalized ? lengths[k] : 1); };
+    for (int64_t k = 0; k < K; ++k) sum += u(k) * (v["policy"][k] - (reference ? v["reference"][k] : 0));
+    Real z = o.beta * sum - o.gamma, p = 1 / (1 + std::exp(-z)), distance = z / o.beta - 1 / (2 * Real(o.beta));
+    auto softplus = [](Real x) { return std::max(x, Real(0)) + std::log1p(std::exp(-std::abs(x))); };
+    Real sigmoidLoss = (1 - e) * softplus(-z) + e * softplus(z);
+    Real slope = o.form == Form::Sigmoid ? o.beta * (e * p - (1 - e) / (1 + std::exp(z)))
+                 : o.form == Form::Ipo   ? 2 * distance
+                                         : -1;
+    v["loss"] = {o.form == Form::Sigmoid ? sigmoidLoss : o.form == Form::Ipo ? distance * distance : -sum};
+    v["margin"] = {o.form == Form::Linear ? sum : z};
+    for (int64_t k = 0; k < K; ++k) v["dpolicy"][k] += v["dloss"][0] * slope * u(k);
+  };
+  return c;
+}
+
+}  // namespace wrpo::check
