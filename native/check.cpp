@@ -35,12 +35,12 @@ std::vector<Make> testCases() {
   add(ropeTables, RopeSettings{}, 128, 300), add(ropeTables, linear, 80, 300), add(ropeTables, llama3, 128, 300);
   add(ropeRotation, 1, 1, 2), add(ropeRotation, 5, 3, 10), add(ropeRotation, 333, 6, 64);
   add(swiglu, 1, 1), add(swiglu, 3, 37), add(swiglu, 8, 64), add(swiglu, 150, 1021);
-  add(logprob, 1, 1, 1), add(logprob, 1, 37, 3), add(logprob, 7, 129, 30), add(logprob, 5, 128257, 1);
+  add(logprob, 1, 1, 1), add(logprob, 1, 37, 1), add(logprob, 7, 129, 30), add(logprob, 5, 128257, 1);
   add(merge, 1, 1, 1), add(merge, 3, 2, 13), add(merge, 100, 7, 64);
 
   auto one = packed({3}, {{1}}), shared = packed({9, 4}, {{5, 7, 1}, {3, 6}});
   auto unshared = packed({0, 0}, {{8}, {5}}), mixed = packed({1, 0, 6}, {{4, 0}, {7}, {}});
-  auto large = packed({150, 70}, {{90, 33, 64}, {17, 140}});
+  auto large = packed({90, 50}, {{70, 33, 24}, {17, 80}});
   for (bool promptQueries : {true, false}) {
     add(attention, "one", one, 1, 1, 8, promptQueries), add(attention, "shared", shared, 4, 2, 6, promptQueries);
     add(attention, "mixed", mixed, 2, 1, 5, promptQueries), add(attention, "large", large, 4, 2, 64, promptQueries);
@@ -166,32 +166,39 @@ bool sameBits(const Tensors& a, const Tensors& b) {
   });
 }
 
-// The tolerance law: at most twice plain ATen's error, and a rounding step. Maxima over many draws of a small case, whose
-// single errors are luck. The line shows the output nearest to the law.
+// The tolerance law: at most twice plain ATen's error, and a rounding step. A small case is drawn many times and judged as
+// one, since a few elements' errors are luck. The line shows the output nearest to the law.
 bool test(const Make& make, at::ScalarType dtype) {
-  std::map<std::string, double> error, plainError, step;
+  Reals want, got, alone, composed;  // got with two threads, alone with one
+  std::map<std::string, double> step;
   bool repeats = true, threads = true;
   Case c = draw(make, 1);
-  int64_t draws = c.inputs.empty() ? 1 : std::clamp<int64_t>(4 * smallCase / elements(c), 2, 64);
+  int64_t draws = c.inputs.empty() ? 1 : std::clamp<int64_t>(16 * smallCase / elements(c), 2, 64);
   for (int64_t seed = 1; seed <= draws; c = draw(make, ++seed)) {
-    Reals want;
-    for (const auto& [name, value] : prepare(c, dtype)) want[name] = reals(value);
-    c.oracle(want);
+    Reals oracle;
+    for (const auto& [name, value] : prepare(c, dtype)) oracle[name] = reals(value);
+    c.oracle(oracle);
     auto ours = run(c, c.ours, dtype, 2), single = run(c, c.ours, dtype, 1), plain = run(c, c.plain, dtype, 2);
+    auto pool = [](std::vector<Real>& all, const std::vector<Real>& part) { all.insert(all.end(), part.begin(), part.end()); };
     for (const auto& name : c.outputs) {
-      auto raise = [&](double& most, const at::Tensor& t) { most = std::max(most, worst(reals(t), want[name])); };
-      raise(error[name], ours[name]), raise(error[name], single[name]), raise(plainError[name], plain[name]);
+      pool(want[name], oracle[name]), pool(composed[name], reals(plain[name]));
+      pool(got[name], reals(ours[name])), pool(alone[name], reals(single[name]));
       step[name] = roundingStep(ours[name].scalar_type());
     }
     repeats = repeats && sameBits(ours, run(c, c.ours, dtype, 2));
     threads = threads && (c.gemms || sameBits(ours, single));
   }
-  auto share = [&](const std::string& name) { return error[name] ? error[name] / (2 * plainError[name] + step[name]) : 0; };
-  auto output = *std::max_element(c.outputs.begin(), c.outputs.end(), [&](auto& a, auto& b) { return share(a) < share(b); });
-  bool ok = share(output) <= 1 && repeats && threads;
+  std::string output;
+  double share = -1, error = 0, plainError = 0;
+  for (const auto& name : c.outputs) {
+    double e = std::max(worst(got[name], want[name]), worst(alone[name], want[name])), p = worst(composed[name], want[name]);
+    double s = e == 0 ? 0 : e / (2 * p + step[name]);
+    if (!(s <= share)) share = s, output = name, error = e, plainError = p;
+  }
+  bool ok = share <= 1 && repeats && threads;
   std::printf("%-18s %-8s %-32s %-11s ours %.1e  ATen %.1e  %s%s%s\n", c.op.c_str(), nameOf(dtype), c.shape.c_str(),
-              output.c_str(), error[output], plainError[output], ok ? "ok" : "FAIL",
-              repeats ? "" : " (other bits the second time)", threads ? "" : " (other bits with one thread)");
+              output.c_str(), error, plainError, ok ? "ok" : "FAIL", repeats ? "" : " (other bits the second time)",
+              threads ? "" : " (other bits with one thread)");
   return ok;
 }
 

@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty.h>
 
+#include <atomic>
 #include <map>
 #include <utility>
 
@@ -29,26 +30,48 @@ const DtypeRow& row(at::ScalarType type) {
 }
 
 // V8 must never see two ArrayBuffers over the same memory: one per storage and environment, found again while it lives.
-std::map<std::pair<napi_env, void*>, Napi::Reference<Napi::ArrayBuffer>>& liveBuffers() {
-  static thread_local std::map<std::pair<napi_env, void*>, Napi::Reference<Napi::ArrayBuffer>> buffers;
+// Its finalizer may run after the memory was freed and given to another tensor, hence the ids.
+struct LiveBuffer {
+  Napi::Reference<Napi::ArrayBuffer> buffer;
+  uint64_t id;
+};
+std::map<std::pair<napi_env, void*>, LiveBuffer>& liveBuffers() {
+  static thread_local std::map<std::pair<napi_env, void*>, LiveBuffer> buffers;
   return buffers;
 }
 
 Napi::ArrayBuffer storageBuffer(Napi::Env env, const at::Tensor& t) {
+  static std::atomic<uint64_t> nextId{0};
   void* memory = t.storage().mutable_data();
   auto key = std::make_pair(napi_env(env), memory);
-  auto& live = liveBuffers();
-  auto found = live.find(key);
-  if (found != live.end()) {
-    auto buffer = found->second.Value();
+  auto found = liveBuffers().find(key);
+  if (found != liveBuffers().end()) {
+    auto buffer = found->second.buffer.Value();
     if (!buffer.IsEmpty()) return buffer;
-    live.erase(found);
+    found->second.buffer.Reset();
+    liveBuffers().erase(found);
   }
-  // The finalizer's copy of the tensor keeps the storage alive as long as JavaScript can see it.
+  struct Owner {
+    at::Tensor tensor;  // keeps the storage alive as long as JavaScript can see it
+    std::pair<napi_env, void*> key;
+    uint64_t id;
+  };
+  auto* owner = new Owner{t, key, ++nextId};
   auto buffer = Napi::ArrayBuffer::New(
-      env, memory, t.storage().nbytes(), [](Napi::Env, void*, at::Tensor* owner) { delete owner; }, new at::Tensor(t));
-  auto& reference = live[key] = Napi::Reference<Napi::ArrayBuffer>::New(buffer, 0);
-  reference.SuppressDestruct();
+      env, memory, t.storage().nbytes(),
+      [](Napi::Env, void*, Owner* owner) {
+        auto live = liveBuffers().find(owner->key);
+        if (live != liveBuffers().end() && live->second.id == owner->id) {
+          live->second.buffer.Reset();
+          liveBuffers().erase(live);
+        }
+        delete owner;
+      },
+      owner);
+  auto& live = liveBuffers()[key];
+  live.buffer = Napi::Reference<Napi::ArrayBuffer>::New(buffer, 0);
+  live.buffer.SuppressDestruct();
+  live.id = owner->id;
   return buffer;
 }
 

@@ -251,6 +251,8 @@ describe('the end of a process', () => {
         longest = Math.max(longest, performance.now() - began);
         counts.push(threads());
       }
+      await sleep(100); // a team of threads ends a moment after its master
+      counts.push(threads());
       // The process itself works as before.
       const model = await create({ num_hidden_layers: 2 });
       sums.push((await model.logProbs(packRows(rowsOf(1, 10), roles))).sums[0]);
@@ -258,8 +260,8 @@ describe('the end of a process', () => {
       { args: [worker] },
     );
     expect(found.sums).toHaveLength(10);
-    expect(new Set(found.sums).size).toBe(1);
-    expect(new Set(found.threads.slice(1)).size).toBe(1);
+    expect(new Set(found.sums).size, String(found.sums)).toBe(1);
+    expect(found.threads.at(-1)).toBeLessThanOrEqual(found.threads[0]!);
     expect(found.longest).toBeLessThan(2500);
     console.log(
       `workers: longest terminate() ${found.longest.toFixed(0)} ms, threads after each round ${found.threads}`,

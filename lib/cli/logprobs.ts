@@ -1,7 +1,7 @@
 /** `wrpo logprobs`: one JSON line a row, with the summed log-prob of each response the row has. */
 
 import { once } from 'node:events';
-import { closeSync, existsSync, fsyncSync, openSync, renameSync, rmSync, writeSync } from 'node:fs';
+import { closeSync, existsSync, fsyncSync, openSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { writeError } from '../data/files.js';
 import { splitMicrobatches } from '../data/pack.js';
@@ -89,7 +89,7 @@ function openSink(path: string | undefined): Sink {
   };
   const handle = guarded(() => openSync(temporary, 'w'));
   return {
-    write: async (text) => guarded(() => void writeSync(handle, text)),
+    write: async (text) => guarded(() => writeFileSync(handle, text)), // unlike writeSync, all of it or an error
     finish: () =>
       guarded(() => {
         fsyncSync(handle);

@@ -2,7 +2,7 @@
 import { readFileSync } from 'node:fs';
 import { parse, YAMLParseError } from 'yaml';
 import { WrpoError } from '../errors.js';
-import { resolveArgs } from '../train/args.js';
+import { camelKeys, resolveArgs } from '../train/args.js';
 import type { Metrics } from '../train/metrics.js';
 import { Trainer } from '../train/trainer.js';
 
@@ -11,17 +11,20 @@ interface Options {
   resumeFromCheckpoint?: string | true;
 }
 
+const COMMAND_LINE = 'command line';
+
 export async function train(command: 'train' | 'sft', options: Options, rest: string[]): Promise<void> {
-  const input = { ...readRunFile(options.config), ...parseOverrides(rest) };
+  const fromFile = camelKeys(readRunFile(options.config), options.config);
+  const input = { ...fromFile, ...camelKeys(parseOverrides(rest), COMMAND_LINE) };
   if (command === 'sft') {
-    const asked = input.loss_type ?? input.lossType;
+    const asked = input.lossType ?? undefined;
     if (asked !== undefined && asked !== 'sft') {
       throw new WrpoError(
         'ERR_CONFIG',
         `${options.config}: loss_type is "${asked}"; \`wrpo sft\` trains with "sft", use \`wrpo train\``,
       );
     }
-    input.loss_type = 'sft';
+    input.lossType = 'sft';
   }
   const args = resolveArgs(input, options.config);
   const required = (key: 'modelNameOrPath' | 'datasetName', name: string): string => {
@@ -66,17 +69,21 @@ function readRunFile(path: string): Record<string, unknown> {
   } catch (cause) {
     throw new WrpoError('ERR_CONFIG', `cannot read the run file ${path}`, { cause });
   }
-  let value: unknown;
-  try {
-    value = parse(text);
-  } catch (cause) {
-    const message = cause instanceof YAMLParseError ? cause.message.split('\n')[0]! : String(cause);
-    throw new WrpoError('ERR_CONFIG', `${path}: ${message}`, { cause });
-  }
+  const value = parseYaml(text, path);
   if (typeof value !== 'object' || value === null || Array.isArray(value)) {
     throw new WrpoError('ERR_CONFIG', `${path} must hold keys and values`);
   }
   return value as Record<string, unknown>;
+}
+
+function parseYaml(text: string, where: string): unknown {
+  try {
+    return parse(text);
+  } catch (cause) {
+    // The first line says what and where; the others draw it.
+    const message = cause instanceof YAMLParseError ? cause.message.split('\n')[0]!.replace(/:$/, '') : String(cause);
+    throw new WrpoError('ERR_CONFIG', `${where}: ${message}`, { cause });
+  }
 }
 
 /** `--learning_rate 1e-6`, `--learning-rate=1e-6`, `--shuffle` (true): values as YAML would read them. */
@@ -88,7 +95,7 @@ function parseOverrides(rest: string[]): Record<string, unknown> {
     const key = match[1]!.replaceAll('-', '_');
     let text = match[2];
     if (text === undefined && i + 1 < rest.length && !rest[i + 1]!.startsWith('--')) text = rest[++i];
-    values[key] = text === undefined ? true : parse(text);
+    values[key] = text === undefined ? true : parseYaml(text, `${COMMAND_LINE}: --${match[1]} "${text}"`);
   }
   return values;
 }

@@ -1,5 +1,5 @@
 /** Writing that survives a crash: temporary name, fsync, rename. */
-import { closeSync, existsSync, fsyncSync, openSync, renameSync, rmSync, writeSync } from 'node:fs';
+import { closeSync, existsSync, fsyncSync, openSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { WrpoError } from '../errors.js';
 
@@ -19,7 +19,7 @@ export function writeFileAtomic(path: string, text: string): void {
   try {
     const handle = openSync(temporary, 'w');
     try {
-      writeSync(handle, text);
+      writeFileSync(handle, text); // unlike writeSync, all of it or an error
       fsyncSync(handle);
     } finally {
       closeSync(handle);
@@ -37,7 +37,7 @@ export function appendLines(path: string, lines: string[], { sync = false } = {}
   try {
     const handle = openSync(path, 'a');
     try {
-      writeSync(handle, lines.map((line) => `${line}\n`).join(''));
+      writeFileSync(handle, lines.map((line) => `${line}\n`).join(''));
       if (sync) fsyncSync(handle);
     } finally {
       closeSync(handle);

@@ -281,11 +281,11 @@ export async function saveModel(
     const written = await Promise.allSettled(shards.map((shard, i) => writeTemporary(native, paths[i]!, shard, dtype)));
     for (const result of written) if (result.status === 'rejected') throw result.reason;
     for (const [name, json] of Object.entries(texts)) writeTemporaryJson(join(dir, name), json);
-  } catch (error) {
+    for (const path of paths) renameSync(temporaryOf(path), path);
+  } catch (cause) {
     for (const path of paths) rmSync(temporaryOf(path), { force: true });
-    throw error;
+    throw writeError(dir, cause);
   }
-  for (const path of paths) renameSync(temporaryOf(path), path);
   for (const name of readdirSync(dir)) {
     const old = /^model(-\d+-of-\d+)?\.safetensors$/.test(name) && !names.includes(name);
     if (old || (name === index && shards.length === 1)) rmSync(join(dir, name));

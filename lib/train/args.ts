@@ -80,11 +80,8 @@ function schema(): Schema {
 const snake = (key: string) => key.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
 const camel = (key: string) => key.replace(/_([a-z0-9])/g, (_, letter: string) => letter.toUpperCase());
 
-/**
- * Checks arguments and fills in defaults. `where` names their source in errors.
- * Throws ERR_CONFIG: an unknown key with the nearest name, a bad value with its key and what was expected.
- */
-export function resolveArgs(input: Record<string, unknown>, where = 'args'): TrainingArgs {
+/** The same under camelCase keys. Throws ERR_CONFIG on an unknown one, with the nearest name. */
+export function camelKeys(input: Record<string, unknown>, where: string): Record<string, unknown> {
   const keys = Object.keys(schema().shape);
   const values: Record<string, unknown> = {};
   for (const [key, value] of Object.entries(input)) {
@@ -99,8 +96,18 @@ export function resolveArgs(input: Record<string, unknown>, where = 'args'): Tra
           : '';
       throw new WrpoError('ERR_CONFIG', `${where}: unknown key "${key}"${hint}`);
     }
-    if (value !== undefined && value !== null) values[name] = value;
+    values[name] = value;
   }
+  return values;
+}
+
+/**
+ * Checks arguments and fills in defaults. `where` names their source in errors.
+ * Throws ERR_CONFIG: an unknown key with the nearest name, a bad value with its key and what was expected.
+ */
+export function resolveArgs(input: Record<string, unknown>, where = 'args'): TrainingArgs {
+  const given = Object.entries(camelKeys(input, where)).filter(([, value]) => value !== undefined && value !== null);
+  const values = Object.fromEntries(given);
   const result = schema().safeParse(values);
   if (result.success) return result.data;
   const issue = result.error.issues[0]!;

@@ -101,3 +101,29 @@ export class MetricMeans {
     this.#examples = examples;
   }
 }
+
+/** Tokens per second since the last reset, without what is not training. */
+export class Rate {
+  #tokens = 0;
+  #since = performance.now();
+
+  add(tokens: number): void {
+    this.#tokens += tokens;
+  }
+
+  perSecond(): number {
+    return (1000 * this.#tokens) / (performance.now() - this.#since);
+  }
+
+  /** Runs something whose time does not count. */
+  async without(body: () => Promise<void>): Promise<void> {
+    const began = performance.now();
+    await body();
+    this.#since += performance.now() - began;
+  }
+
+  reset(): void {
+    this.#tokens = 0;
+    this.#since = performance.now();
+  }
+}

@@ -3,24 +3,29 @@ import { EventEmitter } from 'node:events';
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { appendLines, writeError, writeFileAtomic } from '../data/files.js';
-import { type PackedBatch, packRows, splitMicrobatches, withContests } from '../data/pack.js';
-import type { Role } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
 import type { Model } from '../model/model.js';
 import { loadTensors, readModelTensors } from '../model/safetensors.js';
 import { loadNative } from '../native/load.js';
-import type { EncodedRow } from '../text/encode.js';
 import { AdamW } from './adamw.js';
 import { resolveArgs, type TrainingArgs, type TrainingArgsInput } from './args.js';
-import { listCheckpoints, pruneCheckpoints, readCheckpoint, saveCheckpoint, type TrainerState } from './checkpoint.js';
+import {
+  listCheckpoints,
+  pruneCheckpoints,
+  type ResumeKey,
+  readCheckpoint,
+  saveCheckpoint,
+  type TrainerState,
+} from './checkpoint.js';
 import { evaluateSplit } from './evaluate.js';
-import { countResponseTokens, countTokens, type Example, MetricMeans, type Metrics } from './metrics.js';
-import { contestsOf, formOf, type Objective, objectiveOf, usesReference } from './objective.js';
-import { type DataOptions, fillReference, type Prepared, prepare, referenceOf, type Split } from './prepare.js';
+import { MetricMeans, type Metrics, Rate } from './metrics.js';
+import { type Objective, objectiveOf } from './objective.js';
+import { type DataOptions, fillReference, type Prepared, prepare, type Split } from './prepare.js';
 import { progressBar } from './progress.js';
-import { hashRows, type ReferenceColumn } from './reference.js';
+import { hashRows } from './reference.js';
 import { describeRun, VERSION } from './run.js';
 import { alphaAt, epochOrder, totalSteps } from './schedule.js';
+import { accumulateBatch, naming } from './step.js';
 
 export interface TrainerOptions extends DataOptions {
   args: TrainingArgsInput;
@@ -62,6 +67,13 @@ export interface TrainOptions {
   /** Stops after the micro-batch in hand, leaving a checkpoint of the last completed step. */
   signal?: AbortSignal;
 }
+
+/** The arguments that change what a step computes. */
+const RESUME_ARGS = [
+  ...(['lossType', 'beta', 'alpha', 'isDynamic', 'labelSmoothing', 'dtype', 'shuffle', 'seed'] as const),
+  ...(['learningRate', 'lrSchedulerType', 'warmupRatio', 'warmupSteps', 'weightDecay', 'maxGradNorm'] as const),
+  ...(['adamBeta1', 'adamBeta2', 'adamEpsilon', 'microbatchTokens', 'sharePrompt'] as const),
+];
 
 export class Trainer extends EventEmitter<TrainerEvents> {
   readonly args: TrainingArgs;
@@ -140,77 +152,51 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     this.#rewindMetrics(state);
 
     const bar = progressBar('training', total, !args.disableTqdm);
-    let tokens = 0;
-    let since = performance.now();
+    const rate = new Rate();
+    const due = (every: number | undefined) => every !== undefined && state.global_step % every === 0;
     try {
       while (state.global_step < total) {
         const step = state.global_step;
         const objective = this.#objectiveAt(step, total);
-        const chosen = this.#batchRows(rows.length, globalBatch, stepsPerEpoch, step);
-        const batch = chosen.map((i) => rows[i]!);
-        const normalizer =
-          args.lossType === 'sft' ? batch.reduce((n, row) => n + row.responses.completion!.length, 0) : batch.length;
-        const done: Example[] = [];
-        let taken = 0;
-        let stepTokens = 0;
-        for (const part of splitMicrobatches(batch, roles, args.microbatchTokens)) {
-          if (signal?.aborted) {
-            await model.zeroGradients();
-            if (step > 0) await save();
-            signal.throwIfAborted();
-          }
-          const reference = await referenceOf(
-            run,
-            run.train,
-            part,
-            chosen.slice(taken, taken + part.length),
-            args.sharePrompt,
-          );
-          const examples = await this.#accumulate(model, part, roles, reference, objective, normalizer, step);
-          if (step === 0) this.#checkStart(examples, part);
-          done.push(...examples);
-          for (const row of part) stepTokens += countTokens(row, roles);
-          taken += part.length;
-        }
-        const { gradNorm, learningRate } = await this.#update(optimizer, step, batch);
-        // Only now: a step that is stopped half-way is taken again as a whole.
-        const stepMeans = new MetricMeans();
-        for (const example of done) for (const to of [stepMeans, means]) to.add(example, objective);
+        const indices = this.#batchIndices(rows.length, globalBatch, stepsPerEpoch, step);
+        const { examples, tokens } = await accumulateBatch(run, indices, objective, args, step, signal);
+        const update = await naming(
+          optimizer.step(),
+          step,
+          indices.map((i) => rows[i]!),
+        );
         state.global_step++;
-        tokens += stepTokens;
         state.epoch = state.global_step / stepsPerEpoch;
 
-        const now = {
-          grad_norm: gradNorm,
-          learning_rate: learningRate,
-          ...(args.lossType === 'wrpo' && { cur_alpha: this.#alpha }),
-        };
+        // Only now: a step that is stopped half-way is taken again as a whole.
+        const stepMeans = new MetricMeans();
+        for (const example of examples) for (const to of [stepMeans, means]) to.add(example, objective);
+        rate.add(tokens);
+        const now: Metrics = { grad_norm: update.gradNorm, learning_rate: update.learningRate };
+        if (args.lossType === 'wrpo') now.cur_alpha = this.#alpha;
         const metrics: Metrics = { ...stepMeans.means(), ...now };
         lossSum += metrics.loss!;
-        const seconds = (performance.now() - since) / 1000;
-        bar.update(state.global_step, { ...metrics, tokens_per_second: tokens / seconds });
-        if (state.global_step % args.loggingSteps === 0 || state.global_step === total) {
-          const peak = { tokens_per_second: tokens / seconds, peak_memory_bytes: model.memory().peak };
-          this.#log(state, { ...means.means(), ...now, ...peak });
+        bar.update(state.global_step, { ...metrics, tokens_per_second: rate.perSecond() });
+
+        if (due(args.loggingSteps) || state.global_step === total) {
+          const cost = { tokens_per_second: rate.perSecond(), peak_memory_bytes: model.memory().peak };
+          this.#log(state, { ...means.means(), ...now, ...cost });
           means.reset();
-          tokens = 0;
-          since = performance.now();
+          rate.reset();
         }
-        const due = (every: number | undefined) => every !== undefined && state.global_step % every === 0;
-        if (run.eval && due(args.evalSteps) && state.global_step < total) {
-          const paused = performance.now();
-          this.#log(state, await this.#evaluate(run, run.eval));
-          since += performance.now() - paused;
-        }
-        if (due(args.saveSteps)) {
-          const paused = performance.now();
-          await save();
-          since += performance.now() - paused;
-        }
-        const result = { step: state.global_step, totalSteps: total, tokens: stepTokens, metrics };
+        await rate.without(async () => {
+          if (run.eval && due(args.evalSteps) && state.global_step < total) {
+            this.#log(state, await this.#evaluate(run, run.eval));
+          }
+          if (due(args.saveSteps)) await save();
+        });
+        const result = { step: state.global_step, totalSteps: total, tokens, metrics };
         this.emit('step', result);
         yield result;
       }
+    } catch (error) {
+      if (signal?.aborted && state.global_step > 0) await save();
+      throw error;
     } finally {
       bar.stop();
       await optimizer.close();
@@ -280,68 +266,11 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     return objectiveOf(this.args, this.#alpha);
   }
 
-  /** The indices of the rows of a step's global batch. */
-  #batchRows(rows: number, globalBatch: number, stepsPerEpoch: number, step: number): number[] {
+  /** Which rows make up a step's global batch. */
+  #batchIndices(rows: number, globalBatch: number, stepsPerEpoch: number, step: number): number[] {
     const order = epochOrder(rows, this.args.shuffle, this.args.seed, Math.floor(step / stepsPerEpoch));
     const start = (step % stepsPerEpoch) * globalBatch;
     return [...order.subarray(start, start + globalBatch)];
-  }
-
-  async #accumulate(
-    model: Model,
-    part: EncodedRow[],
-    roles: Role[],
-    reference: ReferenceColumn,
-    objective: Objective,
-    normalizer: number,
-    step: number,
-  ): Promise<Example[]> {
-    const batch: PackedBatch = withContests(
-      packRows(part, roles, { sharePrompt: this.args.sharePrompt }),
-      contestsOf(objective),
-    );
-    if (usesReference(objective.lossType)) {
-      batch.reference = Float64Array.from(reference.flatMap((row) => roles.map((role) => row[role]!)));
-    }
-    try {
-      const { logps, losses } = await model.accumulate(batch, { objective: formOf(objective), normalizer });
-      return part.map((row, i) => ({
-        loss: losses[i]!,
-        tokens: countResponseTokens(row, roles),
-        logps: Object.fromEntries(roles.map((role, k) => [role, logps[i * roles.length + k]!])),
-        reference: reference[i]!,
-      }));
-    } catch (error) {
-      throw nonFinite(error, step, part);
-    }
-  }
-
-  async #update(
-    optimizer: AdamW,
-    step: number,
-    batch: EncodedRow[],
-  ): Promise<{ gradNorm: number; learningRate: number }> {
-    try {
-      return await optimizer.step();
-    } catch (error) {
-      throw nonFinite(error, step, batch);
-    }
-  }
-
-  /** At the first step the policy is the reference: every log-ratio must be 0 to rounding, and the loss ln 2. */
-  #checkStart(examples: Example[], rows: EncodedRow[]): void {
-    if (!usesReference(this.args.lossType) || this.#options.refModel || this.args.refModelNameOrPath) return;
-    const tolerance = this.args.dtype === 'bfloat16' ? 2e-2 : 1e-4;
-    for (const [i, { logps, reference }] of examples.entries()) {
-      for (const [role, value] of Object.entries(logps) as [Role, number][]) {
-        const difference = Math.abs(value - reference[role]!);
-        if (difference <= tolerance * Math.max(1, Math.abs(value))) continue;
-        throw new WrpoError(
-          'ERR_INTERNAL',
-          `before the first update policy and reference must agree, but the log-prob of ${role} of ${rows[i]!.where} differs by ${difference}`,
-        );
-      }
-    }
   }
 
   async #evaluate(run: Prepared, split: Split): Promise<Metrics> {
@@ -351,46 +280,11 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   }
 
   /** What must be equal for a checkpoint to be continued to the same bits. */
-  #resumeKey(
-    { fingerprint, referenceFingerprint, train, roles }: Prepared,
-    total: number,
-  ): Record<string, string | number | boolean> {
-    const {
-      lossType,
-      beta,
-      alpha,
-      isDynamic,
-      labelSmoothing,
-      learningRate,
-      lrSchedulerType,
-      weightDecay,
-      maxGradNorm,
-    } = this.args;
-    const {
-      adamBeta1,
-      adamBeta2,
-      adamEpsilon,
-      warmupRatio,
-      warmupSteps,
-      microbatchTokens,
-      sharePrompt,
-      dtype,
-      shuffle,
-      seed,
-    } = this.args;
+  #resumeKey({ fingerprint, referenceFingerprint, train, roles }: Prepared, total: number): ResumeKey {
+    const { args } = this;
     return {
-      ...{ lossType, beta, alpha, isDynamic, labelSmoothing, learningRate, lrSchedulerType, weightDecay, maxGradNorm },
-      ...{
-        adamBeta1,
-        adamBeta2,
-        adamEpsilon,
-        warmupRatio,
-        warmupSteps: warmupSteps ?? -1,
-        microbatchTokens,
-        sharePrompt,
-        dtype,
-      },
-      ...{ shuffle, seed, 'the global batch': this.args.perDeviceTrainBatchSize * this.args.gradientAccumulationSteps },
+      ...Object.fromEntries(RESUME_ARGS.map((name) => [name, args[name] ?? 'default'])),
+      'the global batch': args.perDeviceTrainBatchSize * args.gradientAccumulationSteps,
       // After the settings that they follow from, so that an error names the cause.
       'the initial model': fingerprint,
       'the reference model': referenceFingerprint,
@@ -422,13 +316,3 @@ export class Trainer extends EventEmitter<TrainerEvents> {
 
 const say = (line: string) => process.stderr.write(`${line}\n`);
 const round = (value: number, digits: number) => Number(value.toFixed(digits));
-
-function nonFinite(error: unknown, step: number, rows: EncodedRow[]): unknown {
-  if (!(error instanceof WrpoError) || error.code !== 'ERR_NON_FINITE') return error;
-  const where = rows.length === 1 ? rows[0]!.where : `${rows[0]!.where} … ${rows.at(-1)!.where}`;
-  return new WrpoError(
-    'ERR_NON_FINITE',
-    `stopped at step ${step + 1}, before its update: ${error.message} (${where})`,
-    { cause: error },
-  );
-}

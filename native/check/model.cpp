@@ -20,6 +20,7 @@ Batch packed(const std::vector<int32_t>& prompts, const std::vector<std::vector<
   b.tokens.resize(b.promptTokens() + b.responseRows());
   return b;
 }
+
 namespace {
 
 // sees[i][j]: row i attends to row j, as one dense matrix.
@@ -45,10 +46,11 @@ Case attention(const char* layout, const Batch& batch, int64_t heads, int64_t kv
   config.heads = heads, config.kvHeads = kvHeads, config.headDim = d;
   int64_t T = batch.size(), unasked = promptQueries ? 0 : batch.promptTokens(), ld = config.qkvSize(), group = heads / kvHeads;
   double scale = 1 / std::sqrt(double(d));
-  auto sees = visibility(batch);
+  auto sees = visibility(batch), across = at::zeros_like(sees);  // response to prompt
+  across.narrow(0, batch.promptTokens(), batch.responseRows()).narrow(1, 0, batch.promptTokens()).fill_(true);
   Case c{"attention", std::string(layout) + " " + text({T, heads, kvHeads, d}) + (promptQueries ? "" : " responses")};
   c.gemms = true;
-  c.inputs = {normal("qkv", {T, ld}), normal("dout", {T, heads * d})};
+  c.inputs = {normal("qkv", {T, ld}, 0.7), normal("dout", {T, heads * d})};
   c.outputs = {"out", "lse", "dqkv"};
   c.forward = {T * (ld + heads * d), T * heads};
   c.backward = {2 * T * (ld + heads * d), T * heads};
@@ -60,26 +62,38 @@ Case attention(const char* layout, const Batch& batch, int64_t heads, int64_t kv
     t["dqkv"] = at::full_like(t["qkv"], NAN);
     attentionBackward(config, batch, t["dout"], t["qkv"], t["out"], t["lse"], t["dqkv"], promptQueries);
   };
-  auto split = [=](const at::Tensor& rows, int64_t first, int64_t count) {  // [1, heads, T, d]
-    return rows.narrow(1, first * d, count * d).view({1, T, count, d}).transpose(1, 2);
+  // The same formula on dense matrices: P = exp(scores - lse), out as two softmaxes merged.
+  auto split = [=](const at::Tensor& rows, int64_t first, int64_t count) {  // [heads, T, d], key heads repeated
+    auto part = rows.narrow(1, first * d, count * d).view({T, count, d}).transpose(0, 1);
+    return count == heads ? part : part.repeat_interleave(group, 0);
   };
-  auto join = [=](const at::Tensor& t) { return t.transpose(1, 2).reshape({T, -1}); };
-  auto mask = at::zeros({T, T}, at::kDouble).masked_fill(sees.logical_not(), -INFINITY);
-  // ATen's own attention, once over all rows under the dense mask.
+  auto join = [=](const at::Tensor& t, int64_t count) {  // and back, repeated heads summed
+    auto summed = count == heads ? t : t.view({count, group, T, d}).sum(1);
+    return summed.transpose(0, 1).reshape({T, count * d});
+  };
   c.plain.forward = [=](Tensors& t) {
     auto q = split(t["qkv"], 0, heads), k = split(t["qkv"], heads, kvHeads), v = split(t["qkv"], heads + kvHeads, kvHeads);
-    t["mask"] = mask.to(q.scalar_type());
-    auto [out, lse] = at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0, false, t["mask"]);
-    t["out"] = join(out), t["lse"] = join(lse.unsqueeze(-1));
+    t["scores"] = (at::matmul(q, k.transpose(1, 2)) * scale).masked_fill(sees.logical_not(), -INFINITY);
+    auto half = [&](const at::Tensor& others) {
+      auto scores = t["scores"].masked_fill(others, -INFINITY);
+      auto lse = at::logsumexp(scores.to(statsOf(scores)), {-1}, true);
+      return std::pair{at::matmul(at::softmax(scores, -1).nan_to_num(0), v), lse};
+    };
+    auto [ownOut, own] = half(across);
+    auto [promptOut, prompt] = half(across.logical_not());
+    auto lse = at::logaddexp(own, prompt);
+    auto weight = [&](const at::Tensor& l) { return at::exp(l - lse).to(v.scalar_type()); };
+    t["out"] = join(ownOut * weight(own) + promptOut * weight(prompt), heads);
+    t["lse"] = lse.squeeze(-1).t().contiguous();
     t["out"].narrow(0, 0, unasked).zero_(), t["lse"].narrow(0, 0, unasked).zero_();
   };
   c.plain.backward = [=](Tensors& t) {
     auto q = split(t["qkv"], 0, heads), k = split(t["qkv"], heads, kvHeads), v = split(t["qkv"], heads + kvHeads, kvHeads);
-    auto dOut = t["dout"].clone(), lse = t["lse"].view({1, T, heads}).transpose(1, 2);
-    dOut.narrow(0, 0, unasked).zero_();
-    auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-        split(dOut, 0, heads), q, k, v, split(t["out"], 0, heads), lse, 0, false, t["mask"]);
-    t["dqkv"] = at::cat({join(dq), join(dk), join(dv)}, 1);
+    auto dOut = split(t["dout"], 0, heads), p = at::exp(t["scores"] - t["lse"].t().unsqueeze(-1)).to(q.scalar_type());
+    p.narrow(1, 0, unasked).zero_();
+    auto ds = p * (at::matmul(dOut, v.transpose(1, 2)) - (dOut * split(t["out"], 0, heads)).sum(-1, true)) * scale;
+    t["dqkv"] = at::cat({join(at::matmul(ds, k), heads), join(at::matmul(ds.transpose(1, 2), q), kvHeads),
+                         join(at::matmul(p.transpose(1, 2), dOut), kvHeads)}, 1);
   };
   c.oracle = [=](Reals& v) {
     const Real *x = v["qkv"].data(), *g = v["dout"].data();

@@ -114,7 +114,7 @@ void rmsNormBackward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor
     int64_t rows = x.size(0), H = x.size(1);
     // Fixed blocks of rows, summed in order: dw does not depend on the number of threads. Short ones, summed in float64:
     // a long float32 sum would lose more than plain ATen's.
-    constexpr int64_t block = 64;
+    constexpr int64_t block = 32;
     int64_t blocks = (rows + block - 1) / block;
     std::vector<S> partial(blocks * H, S(0));
     parallelRows(blocks, 1, [&](int64_t begin, int64_t end) {
