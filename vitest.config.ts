@@ -1,8 +1,17 @@
 import { defineConfig } from 'vitest/config';
+import { BaseSequencer, type TestSpecification } from 'vitest/node';
+
+/** In the order data flows, so that the first failure is the likely cause of the others. */
+class ByNumber extends BaseSequencer {
+  override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
+    return [...files].sort((a, b) => a.moduleId.localeCompare(b.moduleId));
+  }
+}
 
 export default defineConfig({
   test: {
     include: ['test/*.test.ts'],
+    sequence: { sequencer: ByNumber },
     // Every file computes on all cores: side by side they would only wait for each other.
     fileParallelism: false,
     pool: 'forks',

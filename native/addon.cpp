@@ -1,4 +1,5 @@
-// Registration of everything JavaScript sees (typed in lib/native/addon.ts), and the functions that belong to no handle.
+// Registration of everything JavaScript sees (typed in lib/native/addon.ts), and the functions that belong to no
+// handle.
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <ATen/ops/empty.h>
@@ -14,7 +15,8 @@
 #include "worker.h"
 
 // Read from the file by lib/native/load.ts before it loads: which libtorch this core was compiled against.
-extern "C" __attribute__((used, visibility("default"))) const char wrpoCoreTorch[] = "WRPO_CORE_TORCH=" WRPO_TORCH_VERSION ";";
+extern "C" __attribute__((used, visibility("default"))) const char wrpoCoreTorch[] =
+    "WRPO_CORE_TORCH=" WRPO_TORCH_VERSION ";";
 
 namespace wrpo {
 namespace {
@@ -52,13 +54,16 @@ HeadArguments headArguments(Napi::Object o) {
                   numbers<int32_t>(o, "targets")};
   if (a.hidden.dim() != 2 || a.weight.dim() != 2 || a.hidden.size(1) != a.weight.size(1) ||
       a.hidden.scalar_type() != a.weight.scalar_type() ||
-      (a.hidden.scalar_type() != at::kFloat && a.hidden.scalar_type() != at::kDouble && a.hidden.scalar_type() != at::kBFloat16))
+      (a.hidden.scalar_type() != at::kFloat && a.hidden.scalar_type() != at::kDouble &&
+       a.hidden.scalar_type() != at::kBFloat16))
     fail("ERR_CONFIG", "expected hidden [R, H] and weight [V, H] of one dtype: float32, float64 or bfloat16");
   if (int64_t(a.targets.size()) != a.hidden.size(0))
-    fail("ERR_CONFIG", "targets: expected " + std::to_string(a.hidden.size(0)) + " ids, received " + std::to_string(a.targets.size()));
+    fail("ERR_CONFIG", "targets: expected " + std::to_string(a.hidden.size(0)) + " ids, received " +
+                           std::to_string(a.targets.size()));
   for (int32_t t : a.targets)
     if (t < 0 || t >= a.weight.size(0))
-      fail("ERR_DATA", "target id " + std::to_string(t) + "; the vocabulary has " + std::to_string(a.weight.size(0)) + " tokens");
+      fail("ERR_DATA",
+           "target id " + std::to_string(t) + "; the vocabulary has " + std::to_string(a.weight.size(0)) + " tokens");
   return a;
 }
 int64_t chunkBytes(Napi::Object o) { return int64_t(number(o, "headChunkBytes")); }
@@ -67,17 +72,18 @@ Napi::Value selectedLogProbs(const Napi::CallbackInfo& call) {
   return guarded(call.Env(), [&] {
     auto o = call[0].As<Napi::Object>();
     return engine(call.Env())
-        .run(call.Env(), o,
-             [a = headArguments(o), bytes = chunkBytes(o)] {
-               Workspace workspace;
-               return Head(workspace, bytes).logProbs(a.hidden, a.weight, a.targets, false);
-             },
-             [](Napi::Env env, const HeadOutput& r) -> Napi::Value {
-               auto result = Napi::Object::New(env);
-               result.Set("logps", TensorHandle::wrap(env, r.logp));
-               result.Set("lse", TensorHandle::wrap(env, r.lse));
-               return result;
-             });
+        .run(
+            call.Env(), o,
+            [a = headArguments(o), bytes = chunkBytes(o)] {
+              Workspace workspace;
+              return Head(workspace, bytes).logProbs(a.hidden, a.weight, a.targets, false);
+            },
+            [](Napi::Env env, const HeadOutput& r) -> Napi::Value {
+              auto result = Napi::Object::New(env);
+              result.Set("logps", TensorHandle::wrap(env, r.logp));
+              result.Set("lse", TensorHandle::wrap(env, r.lse));
+              return result;
+            });
   });
 }
 
@@ -94,19 +100,20 @@ Napi::Value selectedLogProbsBackward(const Napi::CallbackInfo& call) {
       at::Tensor hidden, weight;
     };
     return engine(call.Env())
-        .run(call.Env(), o,
-             [a, lse, dLogps, statistics, bytes = chunkBytes(o)] {
-               Workspace workspace;
-               Gradients g{at::empty(a.hidden.sizes(), a.hidden.scalar_type()), at::zeros(a.weight.sizes(), statistics)};
-               Head(workspace, bytes).backward(a.hidden, a.weight, a.targets, lse, dLogps, g.hidden, g.weight);
-               return g;
-             },
-             [](Napi::Env env, const Gradients& g) -> Napi::Value {
-               auto result = Napi::Object::New(env);
-               result.Set("dHidden", TensorHandle::wrap(env, g.hidden));
-               result.Set("dWeight", TensorHandle::wrap(env, g.weight));
-               return result;
-             });
+        .run(
+            call.Env(), o,
+            [a, lse, dLogps, statistics, bytes = chunkBytes(o)] {
+              Workspace workspace;
+              Gradients g{at::empty(a.hidden.sizes(), a.hidden.scalar_type()), at::zeros(a.weight.sizes(), statistics)};
+              Head(workspace, bytes).backward(a.hidden, a.weight, a.targets, lse, dLogps, g.hidden, g.weight);
+              return g;
+            },
+            [](Napi::Env env, const Gradients& g) -> Napi::Value {
+              auto result = Napi::Object::New(env);
+              result.Set("dHidden", TensorHandle::wrap(env, g.hidden));
+              result.Set("dWeight", TensorHandle::wrap(env, g.weight));
+              return result;
+            });
   });
 }
 
@@ -141,8 +148,10 @@ Napi::Value readTensorsFrom(const Napi::CallbackInfo& call) {
       ranges.push_back({text(o, "name"), TensorHandle::unwrap(o.Get("tensor"), "tensor"), parseDtype(o.Get("dtype")),
                         int64_t(number(o, "offset")), int64_t(number(o, "bytes"))});
     }
-    return engine(call.Env()).run(call.Env(), list, [path, ranges] { return readTensors(path, ranges), 0; },
-                                  [](Napi::Env env, int) -> Napi::Value { return env.Undefined(); });
+    return engine(call.Env())
+        .run(
+            call.Env(), list, [path, ranges] { return readTensors(path, ranges), 0; },
+            [](Napi::Env env, int) -> Napi::Value { return env.Undefined(); });
   });
 }
 
@@ -155,8 +164,10 @@ Napi::Value writeTensorsTo(const Napi::CallbackInfo& call) {
     std::vector<at::Tensor> tensors;
     for (uint32_t i = 0; i < list.Length(); ++i) tensors.push_back(TensorHandle::unwrap(list.Get(i), "tensor"));
     auto dtype = parseDtype(call[3]);
-    return engine(call.Env()).run(call.Env(), list, [path, header, tensors, dtype] { return writeTensors(path, header, tensors, dtype), 0; },
-                                  [](Napi::Env env, int) -> Napi::Value { return env.Undefined(); });
+    return engine(call.Env())
+        .run(
+            call.Env(), list, [path, header, tensors, dtype] { return writeTensors(path, header, tensors, dtype), 0; },
+            [](Napi::Env env, int) -> Napi::Value { return env.Undefined(); });
   });
 }
 

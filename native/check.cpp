@@ -29,7 +29,7 @@ std::vector<Make> testCases() {
   auto add = [&](auto function, auto... arguments) { all.push_back([=] { return function(arguments...); }); };
   for (bool residual : {false, true}) {
     add(rmsNorm, 1, 1, residual), add(rmsNorm, 1, 37, residual), add(rmsNorm, 5, 64, residual);
-    add(rmsNorm, 150, 1030, residual), add(rmsNorm, 4000, 67, residual);
+    add(rmsNorm, 150, 1030, residual), add(rmsNorm, 1000, 67, residual);
   }
   RopeSettings linear{"linear", 10000, 4}, llama3{"llama3", 500000, 8, 1, 4, 8192};
   add(ropeTables, RopeSettings{}, 128, 300), add(ropeTables, linear, 80, 300), add(ropeTables, llama3, 128, 300);
@@ -48,7 +48,7 @@ std::vector<Make> testCases() {
   add(attention, "unshared", unshared, 3, 3, 16, true);
 
   add(head, 1, 5, 7, 1, HeadPass::Together);
-  add(head, 20, 13, 37, 1000, HeadPass::Together), add(head, 20, 13, 37, 3, HeadPass::Together);
+  add(head, 20, 13, 37, 1000, HeadPass::Together), add(head, 20, 13, 37, 6, HeadPass::Together);
   add(head, 20, 13, 37, 8, HeadPass::BackwardAlone);
   add(head, 70, 96, 2003, 1000, HeadPass::Together), add(head, 70, 96, 2003, 9, HeadPass::Together);
   add(head, 70, 96, 2003, 32, HeadPass::BackwardAlone);
@@ -80,7 +80,6 @@ std::vector<Make> perfCases() {
       [] { return merge(4096, 32, 64); },
       [] { return attention("shared", packed({300, 300}, {{250, 250, 250}, {250, 250, 250}}), 32, 8, 64, true); },
       [] { return head(256, 1024, 32768, 256, HeadPass::Together); },
-      [] { return head(256, 1024, 32768, 256, HeadPass::BackwardAlone); },
       [] { return head(256, 1024, 32768, 64, HeadPass::BackwardAlone); },
       [] { return embedding(4096, 2048, 16384); },
       [] { return adamw(1 << 24, 1000); },
@@ -137,8 +136,8 @@ Real meanSize(const std::vector<Real>& values) {
   return mean;
 }
 
-// The largest error, each relative to its element's size plus the mean size: small elements count, zeros do not explode.
-// A NaN is an infinite error.
+// The largest error, each relative to its element's size plus the mean size: small elements count, zeros do not
+// explode. A NaN is an infinite error.
 double worst(const std::vector<Real>& got, const std::vector<Real>& want) {
   if (got.size() != want.size()) return INFINITY;
   Real mean = meanSize(want), error = 0;
@@ -166,8 +165,8 @@ bool sameBits(const Tensors& a, const Tensors& b) {
   });
 }
 
-// The tolerance law: at most twice plain ATen's error, and a rounding step. A small case is drawn many times and judged as
-// one, since a few elements' errors are luck. The line shows the output nearest to the law.
+// The tolerance law: at most twice plain ATen's error, and a rounding step. A small case is drawn many times and judged
+// as one, since a few elements' errors are luck. The line shows the output nearest to the law.
 bool test(const Make& make, at::ScalarType dtype) {
   Reals want, got, alone, composed;  // got with two threads, alone with one
   std::map<std::string, double> step;
@@ -179,7 +178,9 @@ bool test(const Make& make, at::ScalarType dtype) {
     for (const auto& [name, value] : prepare(c, dtype)) oracle[name] = reals(value);
     c.oracle(oracle);
     auto ours = run(c, c.ours, dtype, 2), single = run(c, c.ours, dtype, 1), plain = run(c, c.plain, dtype, 2);
-    auto pool = [](std::vector<Real>& all, const std::vector<Real>& part) { all.insert(all.end(), part.begin(), part.end()); };
+    auto pool = [](std::vector<Real>& all, const std::vector<Real>& part) {
+      all.insert(all.end(), part.begin(), part.end());
+    };
     for (const auto& name : c.outputs) {
       pool(want[name], oracle[name]), pool(composed[name], reals(plain[name]));
       pool(got[name], reals(ours[name])), pool(alone[name], reals(single[name]));
@@ -191,8 +192,10 @@ bool test(const Make& make, at::ScalarType dtype) {
   std::string output;
   double share = -1, error = 0, plainError = 0;
   for (const auto& name : c.outputs) {
-    double e = std::max(worst(got[name], want[name]), worst(alone[name], want[name])), p = worst(composed[name], want[name]);
+    double e = std::max(worst(got[name], want[name]), worst(alone[name], want[name])),
+           p = worst(composed[name], want[name]);
     double s = e == 0 ? 0 : e / (2 * p + step[name]);
+    if (p > 0.5 && step[name] > 0) s = INFINITY;  // the composition is not this op: the law would say nothing
     if (!(s <= share)) share = s, output = name, error = e, plainError = p;
   }
   bool ok = share <= 1 && repeats && threads;
@@ -205,8 +208,8 @@ bool test(const Make& make, at::ScalarType dtype) {
 // ---- grad
 
 // Central differences with step h err by h^2 f''' / 6 and eps |f| / h: at h = eps^(1/3) = 6e-6 both are near 1e-11 for
-// functions of size and curvature 1. 1e-6 leaves room for third derivatives of 1e4 and is far from any wrong formula. Where
-// a saturated loss has almost no gradient, eps |f| / h itself is the larger limit.
+// functions of size and curvature 1. 1e-6 leaves room for third derivatives of 1e4 and is far from any wrong formula.
+// Where a saturated loss has almost no gradient, eps |f| / h itself is the larger limit.
 constexpr double step = 6.06e-6, gradientTolerance = 1e-6;
 
 // The scalar whose gradient backward computes, the sum of <y, dy>; `size` receives the sum of its terms' sizes.
@@ -240,8 +243,8 @@ bool grad(const Case& c, const std::string& name) {
   }
   double error = worst(analytic, numeric), limit = std::max(gradientTolerance, double(noise / meanSize(numeric)));
   bool ok = error <= limit;
-  std::printf("%-18s %-32s d%-10s error %.1e  limit %.1e  %s\n", c.op.c_str(), c.shape.c_str(), name.c_str(), error, limit,
-              ok ? "ok" : "FAIL");
+  std::printf("%-18s %-32s d%-10s error %.1e  limit %.1e  %s\n", c.op.c_str(), c.shape.c_str(), name.c_str(), error,
+              limit, ok ? "ok" : "FAIL");
   return ok;
 }
 
@@ -264,7 +267,8 @@ std::function<void()> copyOf(int64_t bytes) {
   };
 }
 
-// Interleaved rounds, so that a busy machine slows all three alike; medians of seven, after one to warm up.
+// Interleaved rounds, so that a busy machine slows all three alike; medians of seven, after one to warm up. An op in place
+// can pass the copy, which also fetches the lines it is about to overwrite.
 void perf(const Case& c, at::ScalarType dtype, bool backward) {
   constexpr int rounds = 7;
   const Traffic& traffic = backward ? c.backward : c.forward;
@@ -272,16 +276,18 @@ void perf(const Case& c, at::ScalarType dtype, bool backward) {
   Tensors ours = prepare(c, dtype), plain = prepare(c, dtype);
   if (backward) c.ours.forward(ours), c.plain.forward(plain);
   auto part = [&](const Side& side) { return backward ? side.backward : side.forward; };
-  const std::function<void()> bodies[] = {[&, f = part(c.ours)] { f(ours); }, [&, f = part(c.plain)] { f(plain); }, copyOf(bytes)};
+  const std::function<void()> bodies[] = {[&, f = part(c.ours)] { f(ours); }, [&, f = part(c.plain)] { f(plain); },
+                                          copyOf(bytes)};
   std::vector<double> times[3];
   for (int round = -1; round < rounds; ++round)
     for (int i = 0; i < 3; ++i)
       if (double t = seconds(bodies[i]); round >= 0) times[i].push_back(t);
   for (auto& t : times) std::sort(t.begin(), t.end());
   double mine = times[0][rounds / 2], aten = times[1][rounds / 2], copy = times[2][rounds / 2];
-  std::printf("%-18s %-8s %-32s %-8s %8.2f ms %6.1f GB/s (copy %5.1f, %3.0f %%)  plain ATen %8.2f ms, %5.2f times ours\n",
-              c.op.c_str(), nameOf(dtype), c.shape.c_str(), backward ? "backward" : "forward", mine * 1e3,
-              double(bytes) / mine / 1e9, double(bytes) / copy / 1e9, 100 * copy / mine, aten * 1e3, aten / mine);
+  std::printf(
+      "%-18s %-8s %-32s %-8s %8.2f ms %6.1f GB/s (copy %5.1f, %3.0f %%)  plain ATen %8.2f ms, %5.2f times ours\n",
+      c.op.c_str(), nameOf(dtype), c.shape.c_str(), backward ? "backward" : "forward", mine * 1e3,
+      double(bytes) / mine / 1e9, double(bytes) / copy / 1e9, 100 * copy / mine, aten * 1e3, aten / mine);
 }
 
 // ---- modes: each calls tally(ok) once a check
@@ -294,7 +300,8 @@ void testAll(const Make& make, const Case& c, const Tally& tally) {
 // Small cases only: every element costs two forwards.
 void gradAll(const Make&, const Case& c, const Tally& tally) {
   for (const auto& output : c.outputs)
-    if (elements(c) <= smallCase && output[0] == 'd' && inputNamed(c, output.substr(1))) tally(grad(c, output.substr(1)));
+    if (elements(c) <= smallCase && output[0] == 'd' && inputNamed(c, output.substr(1)))
+      tally(grad(c, output.substr(1)));
 }
 void perfAll(const Make&, const Case& c, const Tally& tally) {
   for (auto dtype : c.dtypes) {
@@ -322,7 +329,7 @@ int main(int count, char** arguments) {
     execv("/proc/self/exe", arguments);
   }
   // Freed pages are kept, so that plain ATen's temporaries are not timed as page faults.
-  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_MMAP_MAX, 0);
   mallopt(M_TRIM_THRESHOLD, -1);
   c10::InferenceMode inference;
   at::set_num_threads(2);

@@ -10,17 +10,31 @@ namespace {
 ModelConfig parseConfig(Napi::Object o) {
   auto whole = [&](const char* key) {
     double n = number(o, key);
-    if (!(n >= 1 && n <= 1e12 && n == std::floor(n))) fail("ERR_MODEL", std::string(key) + " must be a positive whole number");
+    if (!(n >= 1 && n <= 1e12 && n == std::floor(n)))
+      fail("ERR_MODEL", std::string(key) + " must be a positive whole number");
     return int64_t(n);
   };
-  ModelConfig c{whole("vocabSize"), whole("hiddenSize"), whole("layers"),           whole("heads"),
-                whole("kvHeads"),   whole("headDim"),    whole("intermediateSize"), whole("maxPositions"),
-                number(o, "rmsNormEps"), number(o, "initializerRange"), o.Get("tieWordEmbeddings").ToBoolean(), {}};
+  ModelConfig c{whole("vocabSize"),
+                whole("hiddenSize"),
+                whole("layers"),
+                whole("heads"),
+                whole("kvHeads"),
+                whole("headDim"),
+                whole("intermediateSize"),
+                whole("maxPositions"),
+                number(o, "rmsNormEps"),
+                number(o, "initializerRange"),
+                o.Get("tieWordEmbeddings").ToBoolean(),
+                {}};
   if (c.heads % c.kvHeads != 0) fail("ERR_MODEL", "heads must be a multiple of kvHeads");
   if (c.headDim % 2 != 0) fail("ERR_MODEL", "headDim must be even");
   auto r = o.Get("rope").As<Napi::Object>();
-  c.rope = {text(r, "type"), number(r, "theta"), number(r, "factor"), number(r, "lowFrequencyFactor"),
-            number(r, "highFrequencyFactor"), number(r, "originalMaxPosition")};
+  c.rope = {text(r, "type"),
+            number(r, "theta"),
+            number(r, "factor"),
+            number(r, "lowFrequencyFactor"),
+            number(r, "highFrequencyFactor"),
+            number(r, "originalMaxPosition")};
   return c;
 }
 
@@ -29,9 +43,18 @@ Batch parseBatch(Napi::Value value) {
   auto o = value.As<Napi::Object>();
   auto ints = [&](const char* key) { return numbers<int32_t>(o, key); };
   auto doubles = [&](const char* key) { return numbers<double>(o, key); };
-  Batch batch{ints("tokens"),        ints("positions"),      ints("targets"),          ints("promptOffsets"),
-              ints("responseOffsets"), ints("groupOffsets"), ints("contestGroups"),    ints("contestOffsets"),
-              ints("contestResponses"), doubles("contestCoefficients"), doubles("contestWeights"), doubles("reference")};
+  Batch batch{ints("tokens"),
+              ints("positions"),
+              ints("targets"),
+              ints("promptOffsets"),
+              ints("responseOffsets"),
+              ints("groupOffsets"),
+              ints("contestGroups"),
+              ints("contestOffsets"),
+              ints("contestResponses"),
+              doubles("contestCoefficients"),
+              doubles("contestWeights"),
+              doubles("reference")};
   if (batch.tokens.empty()) fail("ERR_DATA", "a packed batch must hold at least one token");
   return batch;
 }
@@ -74,7 +97,8 @@ Objective parseObjective(Napi::Object o) {
   objective.gamma = number(o, "gamma");
   objective.labelSmoothing = number(o, "labelSmoothing");
   objective.lengthNormalized = o.Get("lengthNormalized").ToBoolean();
-  if (objective.form == Objective::Form::Ipo && objective.beta == 0) fail("ERR_CONFIG", "beta (tau) of the IPO loss must not be 0");
+  if (objective.form == Objective::Form::Ipo && objective.beta == 0)
+    fail("ERR_CONFIG", "beta (tau) of the IPO loss must not be 0");
   return objective;
 }
 
@@ -101,7 +125,8 @@ ModelHandle::ModelHandle(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Mode
     if (dtype != at::kFloat && dtype != at::kDouble && dtype != at::kBFloat16)
       fail("ERR_CONFIG", "dtype: expected float32, float64 or bfloat16");
     c10::InferenceMode guard;
-    model_ = std::make_shared<Model>(parseConfig(info[0].As<Napi::Object>()), dtype, int64_t(number(options, "headChunkBytes")));
+    model_ = std::make_shared<Model>(parseConfig(info[0].As<Napi::Object>()), dtype,
+                                     int64_t(number(options, "headChunkBytes")));
   });
 }
 
@@ -119,7 +144,8 @@ ModelHandle* ModelHandle::of(Napi::Value value) {
 Napi::Value ModelHandle::initialize(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     auto seed = uint64_t(info[0].ToNumber().DoubleValue());
-    return engine(info.Env()).run(info.Env(), Value(), [m = model(), seed] { return m->weights().initialize(seed), 0; }, nothing);
+    return engine(info.Env())
+        .run(info.Env(), Value(), [m = model(), seed] { return m->weights().initialize(seed), 0; }, nothing);
   });
 }
 
@@ -128,15 +154,17 @@ Napi::Value ModelHandle::logProbs(const Napi::CallbackInfo& info) {
     auto batch = std::make_shared<Batch>(parseBatch(info[0]));
     bool perToken = flag(info[1], "perToken"), greedy = flag(info[1], "greedy");
     return engine(info.Env())
-        .run(info.Env(), Value(), [m = model(), batch, perToken, greedy] { return m->logProbs(*batch, perToken, greedy); },
-             [perToken, greedy](Napi::Env env, const LogProbs& r) -> Napi::Value {
-               auto o = Napi::Object::New(env);
-               o.Set("sums", toJs(env, r.sums));
-               o.Set("counts", toJs(env, r.counts));
-               if (perToken) o.Set("perToken", toJs(env, r.perToken));
-               if (greedy) o.Set("greedy", toJs(env, r.argmax));
-               return o;
-             });
+        .run(
+            info.Env(), Value(),
+            [m = model(), batch, perToken, greedy] { return m->logProbs(*batch, perToken, greedy); },
+            [perToken, greedy](Napi::Env env, const LogProbs& r) -> Napi::Value {
+              auto o = Napi::Object::New(env);
+              o.Set("sums", toJs(env, r.sums));
+              o.Set("counts", toJs(env, r.counts));
+              if (perToken) o.Set("perToken", toJs(env, r.perToken));
+              if (greedy) o.Set("greedy", toJs(env, r.argmax));
+              return o;
+            });
   });
 }
 
@@ -149,16 +177,18 @@ Napi::Value ModelHandle::accumulate(const Napi::CallbackInfo& info) {
     double normalizer = number(options, "normalizer");
     if (!(normalizer > 0)) fail("ERR_CONFIG", "accumulate: normalizer must be positive");
     return engine(info.Env())
-        .run(info.Env(), Value(), [m = model(), batch, objective, normalizer] { return m->accumulate(*batch, objective, normalizer); },
-             [](Napi::Env env, const Accumulated& r) -> Napi::Value {
-               auto o = Napi::Object::New(env);
-               o.Set("loss", r.loss);
-               o.Set("logps", toJs(env, r.logps));
-               o.Set("counts", toJs(env, r.counts));
-               o.Set("losses", toJs(env, r.losses));
-               o.Set("margins", toJs(env, r.margins));
-               return o;
-             });
+        .run(
+            info.Env(), Value(),
+            [m = model(), batch, objective, normalizer] { return m->accumulate(*batch, objective, normalizer); },
+            [](Napi::Env env, const Accumulated& r) -> Napi::Value {
+              auto o = Napi::Object::New(env);
+              o.Set("loss", r.loss);
+              o.Set("logps", toJs(env, r.logps));
+              o.Set("counts", toJs(env, r.counts));
+              o.Set("losses", toJs(env, r.losses));
+              o.Set("margins", toJs(env, r.margins));
+              return o;
+            });
   });
 }
 
@@ -181,10 +211,14 @@ Napi::Value ModelHandle::gradients(const Napi::CallbackInfo& info) {
 
 Napi::Value ModelHandle::zeroGradients(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    return engine(info.Env()).run(info.Env(), Value(), [m = model()] {
-      if (m->weights().hasGrad()) m->weights().grad().zero_();
-      return 0;
-    }, nothing);
+    return engine(info.Env())
+        .run(
+            info.Env(), Value(),
+            [m = model()] {
+              if (m->weights().hasGrad()) m->weights().grad().zero_();
+              return 0;
+            },
+            nothing);
   });
 }
 
@@ -196,12 +230,14 @@ Napi::Value ModelHandle::syncWork(const Napi::CallbackInfo& info) {
 
 Napi::Value ModelHandle::fingerprint(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    return engine(info.Env()).run(info.Env(), Value(), [m = model()] { return wrpo::fingerprint(m->weights().master); },
-                                  [](Napi::Env env, uint64_t hash) -> Napi::Value {
-                                    char hex[17];
-                                    std::snprintf(hex, sizeof(hex), "%016llx", static_cast<unsigned long long>(hash));
-                                    return Napi::String::New(env, hex);
-                                  });
+    return engine(info.Env())
+        .run(
+            info.Env(), Value(), [m = model()] { return wrpo::fingerprint(m->weights().master); },
+            [](Napi::Env env, uint64_t hash) -> Napi::Value {
+              char hex[17];
+              std::snprintf(hex, sizeof(hex), "%016llx", static_cast<unsigned long long>(hash));
+              return Napi::String::New(env, hex);
+            });
   });
 }
 
@@ -229,9 +265,15 @@ AdamWHandle::AdamWHandle(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Adam
     model_ = ModelHandle::of(info[0])->model();
     if (!info[1].IsObject()) fail("ERR_CONFIG", "AdamW: expected (model, options)");
     auto o = info[1].As<Napi::Object>();
-    AdamWOptions options{number(o, "learningRate"), number(o, "beta1"),       number(o, "beta2"),
-                         number(o, "eps"),          number(o, "weightDecay"), number(o, "maxGradNorm"),
-                         int64_t(number(o, "warmupSteps")), int64_t(number(o, "totalSteps")), text(o, "schedule")};
+    AdamWOptions options{number(o, "learningRate"),
+                         number(o, "beta1"),
+                         number(o, "beta2"),
+                         number(o, "eps"),
+                         number(o, "weightDecay"),
+                         number(o, "maxGradNorm"),
+                         int64_t(number(o, "warmupSteps")),
+                         int64_t(number(o, "totalSteps")),
+                         text(o, "schedule")};
     if (options.schedule != "cosine" && options.schedule != "linear" && options.schedule != "constant")
       fail("ERR_CONFIG", "schedule \"" + options.schedule + "\": expected cosine, linear or constant");
     c10::InferenceMode guard;
@@ -246,13 +288,15 @@ std::shared_ptr<AdamW> AdamWHandle::adamw() const {
 
 Napi::Value AdamWHandle::step(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    return engine(info.Env()).run(info.Env(), Value(), [a = adamw(), m = model_] { return a->step(); },
-                                  [](Napi::Env env, const AdamW::Step& s) -> Napi::Value {
-                                    auto o = Napi::Object::New(env);
-                                    o.Set("gradNorm", s.gradNorm);
-                                    o.Set("learningRate", s.learningRate);
-                                    return o;
-                                  });
+    return engine(info.Env())
+        .run(
+            info.Env(), Value(), [a = adamw(), m = model_] { return a->step(); },
+            [](Napi::Env env, const AdamW::Step& s) -> Napi::Value {
+              auto o = Napi::Object::New(env);
+              o.Set("gradNorm", s.gradNorm);
+              o.Set("learningRate", s.learningRate);
+              return o;
+            });
   });
 }
 
@@ -284,7 +328,8 @@ Napi::Value AdamWHandle::close(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     // The model as well: closed, it must not live on for an optimizer that JavaScript has not collected yet.
     auto held = std::make_pair(std::move(adamw_), std::move(model_));
-    return engine(info.Env()).run(info.Env(), Value(), [held = std::move(held)]() mutable { return held = {}, 0; }, nothing);
+    return engine(info.Env())
+        .run(info.Env(), Value(), [held = std::move(held)]() mutable { return held = {}, 0; }, nothing);
   });
 }
 

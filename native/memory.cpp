@@ -62,7 +62,8 @@ at::Tensor Workspace::take(at::IntArrayRef sizes, at::ScalarType type) {
   int64_t bytes = int64_t(c10::elementSize(type));
   for (int64_t size : sizes) bytes *= size;
   bytes = (bytes + 63) / 64 * 64;
-  auto slab = std::find_if(slabs_.begin(), slabs_.end(), [&](const Slab& s) { return s.used + bytes <= s.memory.numel(); });
+  auto slab =
+      std::find_if(slabs_.begin(), slabs_.end(), [&](const Slab& s) { return s.used + bytes <= s.memory.numel(); });
   if (slab == slabs_.end()) {
     // An idle slab that is too small gives way to the larger one, so that growing batches do not pile slabs up.
     slab = std::find_if(slabs_.begin(), slabs_.end(), [](const Slab& s) { return s.used == 0; });

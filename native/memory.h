@@ -17,8 +17,8 @@ MemoryStats memoryStats();
 void resetMemoryPeaks();
 
 // Scratch for activations: bump allocation in slabs that outlive the micro-batch, since fresh pages cost more than the
-// arithmetic on them. No slab is larger than the largest tensor asked for (or slabBytes). Tensors taken from it are valid
-// until the reset() or release() that covers them.
+// arithmetic on them. No slab is larger than the largest tensor asked for (or slabBytes). Tensors taken from it are
+// valid until the reset() or release() that covers them.
 class Workspace {
  public:
   static constexpr int64_t slabBytes = int64_t(16) << 20;

@@ -18,9 +18,10 @@ struct DtypeRow {
 };
 // The 16-bit floats have no typed array: their bits are shown as Uint16Array.
 constexpr DtypeRow dtypes[] = {
-    {"float32", at::kFloat, napi_float32_array}, {"float64", at::kDouble, napi_float64_array},
+    {"float32", at::kFloat, napi_float32_array},    {"float64", at::kDouble, napi_float64_array},
     {"bfloat16", at::kBFloat16, napi_uint16_array}, {"int32", at::kInt, napi_int32_array},
-    {"float16", at::kHalf, napi_uint16_array},      {"int64", at::kLong, napi_bigint64_array}, {"uint8", at::kByte, napi_uint8_array},
+    {"float16", at::kHalf, napi_uint16_array},      {"int64", at::kLong, napi_bigint64_array},
+    {"uint8", at::kByte, napi_uint8_array},
 };
 
 const DtypeRow& row(at::ScalarType type) {
@@ -82,7 +83,8 @@ std::vector<int64_t> parseShape(Napi::Value value) {
   for (uint32_t i = 0; i < array.Length(); ++i) {
     Napi::Value size = array.Get(i);
     double n = size.IsNumber() ? size.As<Napi::Number>().DoubleValue() : -1;
-    if (!(n >= 0 && n <= 9e15 && n == std::floor(n))) fail("ERR_CONFIG", "a tensor's shape must be an array of whole numbers");
+    if (!(n >= 0 && n <= 9e15 && n == std::floor(n)))
+      fail("ERR_CONFIG", "a tensor's shape must be an array of whole numbers");
     shape.push_back(int64_t(n));
   }
   return shape;
@@ -92,15 +94,18 @@ void requireCpu(Napi::Value options) {
   if (!options.IsObject()) return;
   Napi::Value device = options.As<Napi::Object>().Get("device");
   if (device.IsString() && device.As<Napi::String>().Utf8Value() != "cpu")
-    fail("ERR_DEVICE", "device \"" + device.As<Napi::String>().Utf8Value() + "\": this core computes on the CPU only; expected \"cpu\"");
+    fail("ERR_DEVICE", "device \"" + device.As<Napi::String>().Utf8Value() +
+                           "\": this core computes on the CPU only; expected \"cpu\"");
 }
 
 at::Tensor fromTypedArray(Napi::TypedArray array, std::vector<int64_t> shape, std::optional<at::ScalarType> type) {
   if (!type)
     for (const auto& r : dtypes)
       if (r.array == array.TypedArrayType() && r.array != napi_uint16_array) type = r.type;
-  if (!type) fail("ERR_CONFIG", "Tensor.from: expected a Float32Array, Float64Array, Int32Array, BigInt64Array, Uint8Array, or a "
-                                "Uint16Array with dtype \"bfloat16\"");
+  if (!type)
+    fail("ERR_CONFIG",
+         "Tensor.from: expected a Float32Array, Float64Array, Int32Array, BigInt64Array, Uint8Array, or a "
+         "Uint16Array with dtype \"bfloat16\"");
   if (row(*type).array != array.TypedArrayType())
     fail("ERR_CONFIG", std::string("Tensor.from: dtype ") + dtypeName(*type) + " does not match the typed array");
   auto tensor = at::empty(shape, *type);
@@ -108,7 +113,8 @@ at::Tensor fromTypedArray(Napi::TypedArray array, std::vector<int64_t> shape, st
     fail("ERR_CONFIG", "Tensor.from: the shape holds " + std::to_string(tensor.numel()) + " values, the array has " +
                            std::to_string(array.ElementLength()));
   if (tensor.numel() > 0)
-    std::memcpy(tensor.data_ptr(), static_cast<char*>(array.ArrayBuffer().Data()) + array.ByteOffset(), tensor.nbytes());
+    std::memcpy(tensor.data_ptr(), static_cast<char*>(array.ArrayBuffer().Data()) + array.ByteOffset(),
+                tensor.nbytes());
   return tensor;
 }
 
@@ -130,7 +136,8 @@ Napi::Function TensorHandle::define(Napi::Env env) {
 }
 
 TensorHandle::TensorHandle(const Napi::CallbackInfo& info) : Napi::ObjectWrap<TensorHandle>(info) {
-  if (!info[0].IsExternal()) throw toJsError(info.Env(), {"ERR_CONFIG", "use Tensor.empty(shape) or Tensor.from(typedArray, shape)"});
+  if (!info[0].IsExternal())
+    throw toJsError(info.Env(), {"ERR_CONFIG", "use Tensor.empty(shape) or Tensor.from(typedArray, shape)"});
   tensor_ = *info[0].As<Napi::External<at::Tensor>>().Data();
   if (tensor_.nbytes() == tensor_.storage().nbytes()) reported_ = int64_t(tensor_.nbytes());
   int64_t total;
@@ -255,14 +262,17 @@ std::string text(Napi::Object object, const char* key) {
 }
 
 namespace {
-template <class T> constexpr napi_typedarray_type arrayOf = std::is_same_v<T, double> ? napi_float64_array : napi_int32_array;
+template <class T>
+constexpr napi_typedarray_type arrayOf = std::is_same_v<T, double> ? napi_float64_array : napi_int32_array;
 }
 
-template <class T> std::vector<T> numbers(Napi::Object object, const char* key) {
+template <class T>
+std::vector<T> numbers(Napi::Object object, const char* key) {
   Napi::Value value = object.Get(key);
   if (value.IsUndefined()) return {};
   if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != arrayOf<T>)
-    fail("ERR_CONFIG", std::string("expected ") + (std::is_same_v<T, double> ? "a Float64Array" : "an Int32Array") + " for " + key);
+    fail("ERR_CONFIG",
+         std::string("expected ") + (std::is_same_v<T, double> ? "a Float64Array" : "an Int32Array") + " for " + key);
   auto array = value.As<Napi::TypedArrayOf<T>>();
   return std::vector<T>(array.Data(), array.Data() + array.ElementLength());
 }
@@ -270,7 +280,8 @@ template std::vector<double> numbers<double>(Napi::Object, const char*);
 template std::vector<int32_t> numbers<int32_t>(Napi::Object, const char*);
 
 namespace {
-template <class Array, class T> Array copyToJs(Napi::Env env, const std::vector<T>& values) {
+template <class Array, class T>
+Array copyToJs(Napi::Env env, const std::vector<T>& values) {
   auto array = Array::New(env, values.size());
   if (!values.empty()) std::memcpy(array.Data(), values.data(), values.size() * sizeof(T));
   return array;

@@ -44,7 +44,8 @@ const char* dtypeName(at::ScalarType type);
 double number(Napi::Object object, const char* key);
 std::string text(Napi::Object object, const char* key);
 // Copies a typed array (Int32Array, Float64Array, ...) out of JavaScript; missing or undefined = empty.
-template <class T> std::vector<T> numbers(Napi::Object object, const char* key);
+template <class T>
+std::vector<T> numbers(Napi::Object object, const char* key);
 
 Napi::Float64Array toJs(Napi::Env env, const std::vector<double>& values);
 Napi::Int32Array toJs(Napi::Env env, const std::vector<int32_t>& values);

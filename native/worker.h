@@ -1,5 +1,5 @@
-// The engine thread: one per Node environment, a first-in-first-out queue of jobs shared by everything the addon does, so
-// that all models share one OpenMP team. The one place where C++ exceptions become JavaScript errors.
+// The engine thread: one per Node environment, a first-in-first-out queue of jobs shared by everything the addon does,
+// so that all models share one OpenMP team. The one place where C++ exceptions become JavaScript errors.
 #pragma once
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
@@ -9,9 +9,9 @@
 #include <condition_variable>
 #include <deque>
 #include <functional>
-#include <optional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -59,7 +59,8 @@ inline Napi::Error toJsError(Napi::Env env, const Failure& failure) {
 }
 
 // Runs body on the JavaScript thread; whatever it throws arrives as a JavaScript exception.
-template <class Body> auto guarded(Napi::Env env, Body&& body) -> decltype(body()) {
+template <class Body>
+auto guarded(Napi::Env env, Body&& body) -> decltype(body()) {
   try {
     return body();
   } catch (const Napi::Error&) {
@@ -73,7 +74,8 @@ class Engine {
  public:
   explicit Engine(Napi::Env env) : env_(env) {
     Napi::String name = Napi::String::New(env, "wrpo engine");
-    napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this, &Engine::settle, &settled_);
+    napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this, &Engine::settle,
+                                    &settled_);
     napi_unref_threadsafe_function(env, settled_);
     // Hooks run in reverse order of registration: added after the function it uses was created.
     napi_add_env_cleanup_hook(env, &Engine::cleanup, this);

@@ -77,6 +77,12 @@ function interrupted(from: string, step: number, dir: string): string {
   return dir;
 }
 
+/** The uninterrupted run of these arguments, with a checkpoint of every step. */
+const whole = path('whole');
+beforeAll(async () => {
+  await train(whole, { saveSteps: 1 });
+});
+
 describe('a resumed run ends as an uninterrupted one', () => {
   it.each([
     ['wrpo in float32', {}],
@@ -85,14 +91,14 @@ describe('a resumed run ends as an uninterrupted one', () => {
   ] as const)(
     '%s',
     async (name, args) => {
-      const whole = path(`whole ${name}`);
-      const { trainingLoss, metrics } = await train(whole, { ...args, saveSteps: 1 });
-      expect(stateOf(whole)).toMatchObject({ global_step: 9, max_steps: 9, epoch: 2.25 });
+      const uninterrupted = path(`whole ${name}`);
+      const { trainingLoss, metrics } = await train(uninterrupted, { ...args, saveSteps: 1 });
+      expect(stateOf(uninterrupted)).toMatchObject({ global_step: 9, max_steps: 9, epoch: 2.25 });
       // In the middle of a logging interval (1, 6), of an epoch (1, 3, 6), at both ends (4, 8), and with nothing left (9).
       for (const step of [1, 3, 4, 6, 8, 9]) {
-        const dir = interrupted(whole, step, path(`${name} from ${step}`));
+        const dir = interrupted(uninterrupted, step, path(`${name} from ${step}`));
         const resumed = await train(dir, args, { resumeFromCheckpoint: true });
-        expectSameRun(dir, whole);
+        expectSameRun(dir, uninterrupted);
         expect(resumed.globalStep).toBe(9);
         expect(resumed.trainingLoss).toBe(trainingLoss);
         expect(resumed.metrics.eval_loss).toBe(metrics.eval_loss);
@@ -103,25 +109,23 @@ describe('a resumed run ends as an uninterrupted one', () => {
 
   it('from a checkpoint that lies elsewhere, with the whole history', async () => {
     const dir = path('elsewhere');
-    await train(dir, {}, { resumeFromCheckpoint: join(path('whole wrpo in float32'), 'checkpoint-6') });
-    expectSameRun(dir, path('whole wrpo in float32'));
-    expect(existsSync(join(path('whole wrpo in float32'), 'checkpoint-6'))).toBe(true);
+    await train(dir, {}, { resumeFromCheckpoint: join(whole, 'checkpoint-6') });
+    expectSameRun(dir, whole);
+    expect(existsSync(join(whole, 'checkpoint-6'))).toBe(true);
   });
 
   it('with nothing to resume it starts', async () => {
     const dir = path('nothing there');
     await train(dir, {}, { resumeFromCheckpoint: true });
-    expectSameRun(dir, path('whole wrpo in float32'));
+    expectSameRun(dir, whole);
   });
 
   it('started anew in the same directory it is the same again, checkpoints replaced', async () => {
-    const dir = interrupted(path('whole wrpo in float32'), 3, path('anew'));
+    const dir = interrupted(whole, 3, path('anew'));
     writeFileSync(join(dir, 'checkpoint-3', 'model.safetensors'), 'stale');
     await train(dir, { saveSteps: 3 });
-    expectSameRun(dir, path('whole wrpo in float32'));
-    expect(weightsOf(join(dir, 'checkpoint-3'))).toEqual(
-      weightsOf(join(path('whole wrpo in float32'), 'checkpoint-3')),
-    );
+    expectSameRun(dir, whole);
+    expect(weightsOf(join(dir, 'checkpoint-3'))).toEqual(weightsOf(join(whole, 'checkpoint-3')));
   });
 
   it('stopped between two micro-batches of one step', async () => {
@@ -138,10 +142,12 @@ describe('a resumed run ends as an uninterrupted one', () => {
       const run = train(dir, {}, { signal: controller.signal }, { model });
       await expect(run).rejects.toMatchObject({ name: 'AbortError' });
       expect(calls).toBe(call);
+      for (const gradient of model.gradients().values())
+        expect(gradient.view().every((value) => value === 0)).toBe(true);
       const checkpoints = filesBelow(dir).filter((name) => /^checkpoint-\d+$/.test(name));
       expect(checkpoints).toHaveLength(call === 1 ? 0 : 1);
       await train(dir, {}, { resumeFromCheckpoint: true });
-      expectSameRun(dir, path('whole wrpo in float32'));
+      expectSameRun(dir, whole);
     }
   });
 });
@@ -160,7 +166,16 @@ describe('checkpoints', () => {
       'checkpoint-8: checkpoint-6,checkpoint-8',
       'limited: checkpoint-6,checkpoint-8',
     ]);
-    expectSameRun(dir, path('whole wrpo in float32'));
+    expectSameRun(dir, whole);
+  });
+
+  it('saveTotalLimit never takes the one just saved for the oldest', async () => {
+    const dir = interrupted(whole, 8, path('limited anew'));
+    const saved: boolean[] = [];
+    const save = (where: string) => saved.push(existsSync(where));
+    await train(dir, { saveSteps: 2, saveTotalLimit: 1, maxSteps: 4, learningRate: 2e-3 }, {}, { callbacks: { save } });
+    expect(saved).toEqual([true, true, true]);
+    expect(readdirSync(dir).filter((name) => name.startsWith('checkpoint-'))).toEqual(['checkpoint-4', 'checkpoint-8']);
   });
 
   it('hold a model that loads, and what a killed run half wrote goes', async () => {
@@ -177,10 +192,18 @@ describe('checkpoints', () => {
   });
 
   it('an incomplete one is named, and is not taken for the latest', async () => {
-    const whole = path('whole wrpo in float32');
     const dir = interrupted(whole, 3, path('incomplete'));
     cpSync(join(whole, 'checkpoint-5'), join(dir, 'checkpoint-5'), { recursive: true });
-    rmSync(join(dir, 'checkpoint-5', 'manifest.json'));
+    const manifest = join(dir, 'checkpoint-5', 'manifest.json');
+    for (const text of ['null', '{"step":']) {
+      writeFileSync(manifest, text);
+      await expectFailure(
+        () => train(dir, {}, { resumeFromCheckpoint: true }),
+        'ERR_CHECKPOINT',
+        /checkpoint-5 is not a complete checkpoint.*manifest\.json/,
+      );
+    }
+    rmSync(manifest);
     await expectFailure(
       () => train(dir, {}, { resumeFromCheckpoint: join(dir, 'checkpoint-5') }),
       'ERR_CHECKPOINT',
@@ -226,7 +249,7 @@ describe('checkpoints', () => {
   ] as const)('resumed with %s: what changed', async (name, args, options, message) => {
     const dir = path(`changed: ${name}`);
     const given = Object.fromEntries(Object.entries(options).map(([k, v]) => [k, typeof v === 'function' ? v() : v]));
-    const from = join(path('whole wrpo in float32'), 'checkpoint-3');
+    const from = join(whole, 'checkpoint-3');
     const error = await failure(() => train(dir, args, { resumeFromCheckpoint: from }, given));
     expect(error.code).toBe('ERR_CHECKPOINT');
     expect(error.message).toMatch(/checkpoint-3 cannot be resumed: /);
@@ -235,10 +258,10 @@ describe('checkpoints', () => {
   });
 
   it('what may change: how often to log, evaluate and save', async () => {
-    const dir = interrupted(path('whole wrpo in float32'), 3, path('may change'));
+    const dir = interrupted(whole, 3, path('may change'));
     const args = { loggingSteps: 2, evalSteps: undefined, saveSteps: 5, saveTotalLimit: 3 };
     await train(dir, args, { resumeFromCheckpoint: true }, { evalDataset: undefined });
-    expect(weightsOf(dir).equals(weightsOf(path('whole wrpo in float32')))).toBe(true);
+    expect(weightsOf(dir).equals(weightsOf(whole))).toBe(true);
   });
 });
 
@@ -250,13 +273,13 @@ describe('processes', () => {
     ...{ per_device_train_batch_size: 8, gradient_accumulation_steps: 1, save_steps: 1, save_total_limit: 3 },
   };
   const config = path('many.yaml');
-  const whole = path('many');
+  const straight = path('many');
   const steps = 30;
 
   beforeAll(async () => {
     writeRows(path('many.jsonl'), many);
     writeRows(path('held.jsonl'), held);
-    writeRunFile(config, { ...keys, output_dir: whole });
+    writeRunFile(config, { ...keys, output_dir: straight });
     await succeed(['train', '--config', config]);
   }, 60_000);
 
@@ -338,9 +361,9 @@ describe('processes', () => {
     for (const phase of ['start-up', 'reference', 'steps', 'saving']) expect(landed).toContain(phase);
 
     await succeed(['train', '--config', config, '--output_dir', dir, '--resume-from-checkpoint']);
-    expectSameRun(dir, whole);
+    expectSameRun(dir, straight);
     for (const name of ['reference-train.jsonl', 'reference-eval.jsonl']) {
-      expect(readFileSync(file(name), 'utf8')).toBe(readFileSync(join(whole, name), 'utf8'));
+      expect(readFileSync(file(name), 'utf8')).toBe(readFileSync(join(straight, name), 'utf8'));
     }
     expect(
       top()
@@ -364,7 +387,7 @@ describe('processes', () => {
     expect(step).toBeLessThan(steps);
     expect(existsSync(join(dir, 'model.safetensors'))).toBe(false);
     await succeed([...args, '--resume-from-checkpoint', join(dir, `checkpoint-${step}`)]);
-    expectSameRun(dir, whole);
+    expectSameRun(dir, straight);
   }, 60_000);
 
   it('Ctrl-C while the reference is computed: what is there is kept', async () => {
@@ -378,7 +401,7 @@ describe('processes', () => {
     expect(readJsonLines(column).length).toBeLessThan(many.length + 1);
     await succeed([...args, '--max_steps', '1', '--resume-from-checkpoint']);
     expect(readFileSync(column, 'utf8').startsWith(kept)).toBe(true);
-    expect(readFileSync(column, 'utf8')).toBe(readFileSync(join(whole, 'reference-train.jsonl'), 'utf8'));
+    expect(readFileSync(column, 'utf8')).toBe(readFileSync(join(straight, 'reference-train.jsonl'), 'utf8'));
   }, 60_000);
 
   it('Ctrl-C twice: at once', async () => {

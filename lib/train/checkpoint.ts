@@ -83,7 +83,9 @@ export function listCheckpoints(runDir: string): string[] {
 export function readCheckpoint(dir: string, resume: ResumeKey): Checkpoint {
   const read = (name: string) => {
     try {
-      return JSON.parse(readFileSync(join(dir, name), 'utf8'));
+      const value = JSON.parse(readFileSync(join(dir, name), 'utf8'));
+      if (typeof value !== 'object' || value === null) throw new Error('not an object');
+      return value;
     } catch (cause) {
       throw new WrpoError('ERR_CHECKPOINT', `${dir} is not a complete checkpoint: cannot read its ${name}`, { cause });
     }
@@ -112,10 +114,14 @@ function remove(dir: string): void {
 // Checkpoints and files on their way to their names, or out of the world.
 const HALF_WRITTEN = /^checkpoint-\d+(\.old)?\.tmp$|\.\d+\.tmp$/;
 
-/** Removes the oldest checkpoints beyond `limit`, and what a killed run left half-written. */
-export function pruneCheckpoints(runDir: string, limit = Number.POSITIVE_INFINITY): void {
+/**
+ * Removes what a killed run left half-written, and all but `limit` of the checkpoints up to `latest`: those of later steps
+ * are an earlier run's.
+ */
+export function pruneCheckpoints(runDir: string, latest?: string, limit = Number.POSITIVE_INFINITY): void {
   const complete = listCheckpoints(runDir);
-  for (const dir of complete.slice(0, Math.max(0, complete.length - limit))) remove(dir);
+  const end = latest === undefined ? 0 : complete.indexOf(latest) + 1;
+  for (const dir of complete.slice(0, Math.max(0, end - limit))) remove(dir);
   for (const name of existsSync(runDir) ? readdirSync(runDir) : []) {
     if (HALF_WRITTEN.test(name)) rmSync(join(runDir, name), { recursive: true, force: true });
   }

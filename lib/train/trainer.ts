@@ -138,7 +138,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
         ...{ model, tokenizer: run.tokenizer, optimizer, state, resume, lossSum },
         ...{ wrpo: VERSION, pending: means.toJSON() },
       });
-      pruneCheckpoints(args.outputDir, args.saveTotalLimit);
+      pruneCheckpoints(args.outputDir, dir, args.saveTotalLimit);
       this.emit('save', dir);
     };
 

@@ -1,5 +1,5 @@
-// What kernel_check knows about an op: a case states it three times, as the engine calls it, composed of plain ATen ops,
-// and as loops in extended precision, the oracle. Each function below makes one op's case at one size.
+// What kernel_check knows about an op: a case states it three times, as the engine calls it, composed of plain ATen
+// ops, and as loops in extended precision, the oracle. Each function below makes one op's case at one size.
 #pragma once
 #include <ATen/ATen.h>
 
@@ -30,8 +30,8 @@ struct Input {
 struct Traffic {
   int64_t storage = 0, wide = 0;
 };
-// Reads its inputs from the map and writes its outputs into it, sometimes in place. Names carry the calculus: an input dy
-// beside an output y is a cotangent, an output dx the gradient of the input x (an input dx is what it is added to).
+// Reads its inputs from the map and writes its outputs into it, sometimes in place. Names carry the calculus: an input
+// dy beside an output y is a cotangent, an output dx the gradient of the input x (an input dx is what it is added to).
 struct Side {
   std::function<void(Tensors&)> forward, backward;
 };
@@ -61,7 +61,8 @@ Case hash(int64_t bytes);
 // ---- model.cpp
 // prompts[g]: tokens of prompt g; responses[g]: the lengths of its responses.
 Batch packed(const std::vector<int32_t>& prompts, const std::vector<std::vector<int32_t>>& responses);
-Case attention(const char* layout, const Batch& batch, int64_t heads, int64_t kvHeads, int64_t headDim, bool promptQueries);
+Case attention(const char* layout, const Batch& batch, int64_t heads, int64_t kvHeads, int64_t headDim,
+               bool promptQueries);
 // chunkRows: rows of logits that the head may hold at once.
 enum class HeadPass { Together, BackwardAlone };
 Case head(int64_t rows, int64_t width, int64_t vocabulary, int64_t chunkRows, HeadPass pass);

@@ -97,7 +97,8 @@ Case ropeRotation(int64_t T, int64_t heads, int64_t d) {
   auto turn = [=](const at::Tensor& x, int sign) { return rope(x, heads, d, table, positions.data(), sign), x; };
   c.ours = {[=](Tensors& t) { t["y"] = turn(t["x"], 1); }, [=](Tensors& t) { t["dx"] = turn(t["dy"], -1); }};
   auto plain = [=, rows = table.index_select(0, indices(positions))](const at::Tensor& x, int sign) {
-    auto cosine = rows.select(1, 0).unsqueeze(1).to(x.scalar_type()), sine = rows.select(1, 1).unsqueeze(1).to(x.scalar_type());
+    auto cosine = rows.select(1, 0).unsqueeze(1).to(x.scalar_type()),
+         sine = rows.select(1, 1).unsqueeze(1).to(x.scalar_type());
     auto h = x.view({T, heads + 1, d}).narrow(1, 0, heads), a = h.narrow(2, 0, half), b = h.narrow(2, half, half);
     auto turned = at::cat({a * cosine - b * sine * sign, b * cosine + a * sine * sign}, 2);
     return at::cat({turned.view({T, heads * d}), x.narrow(1, heads * d, d)}, 1);
@@ -108,7 +109,8 @@ Case ropeRotation(int64_t T, int64_t heads, int64_t d) {
     for (int64_t t = 0; t < T; ++t)
       for (int64_t h = 0; h < heads; ++h)
         for (int64_t i = 0; i < half; ++i) {
-          Real cosine = data<float>(table)[positions[t] * d + i], sine = data<float>(table)[positions[t] * d + half + i];
+          Real cosine = data<float>(table)[positions[t] * d + i],
+               sine = data<float>(table)[positions[t] * d + half + i];
           int64_t a = t * ld + h * d + i, b = a + half;
           v["y"][a] = v["x"][a] * cosine - v["x"][b] * sine, v["y"][b] = v["x"][b] * cosine + v["x"][a] * sine;
           v["dx"][a] = v["dy"][a] * cosine + v["dy"][b] * sine, v["dx"][b] = v["dy"][b] * cosine - v["dy"][a] * sine;
@@ -185,7 +187,8 @@ Case logprob(int64_t R, int64_t V, double scale) {
   c.forward = {R * V, 3 * R};
   c.backward = {2 * R * V, 2 * R};
   c.ours.forward = [=](Tensors& t) {
-    t["logp"] = at::empty_like(t["dlogp"]), t["lse"] = at::empty_like(t["dlogp"]), t["argmax"] = at::empty({R}, at::kByte);
+    t["logp"] = at::empty_like(t["dlogp"]), t["lse"] = at::empty_like(t["dlogp"]),
+    t["argmax"] = at::empty({R}, at::kByte);
     logprobForward(t["z"], targets.data(), t["logp"], t["lse"], data<uint8_t>(t["argmax"]));
   };
   c.ours.backward = [=](Tensors& t) { logprobBackward(t["dz"] = t["z"], targets.data(), t["lse"], t["dlogp"]); };
@@ -196,7 +199,8 @@ Case logprob(int64_t R, int64_t V, double scale) {
 
 Case merge(int64_t R, int64_t heads, int64_t d) {
   Case c{"merge_lse", text({R, heads, d})};
-  c.inputs = {normal("o1", {R, heads * d}), normal("o2", {R, heads * d}), wide("l1", {R, heads}), wide("l2", {R, heads})};
+  c.inputs = {normal("o1", {R, heads * d}), normal("o2", {R, heads * d}), wide("l1", {R, heads}),
+              wide("l2", {R, heads})};
   for (int i : {2, 3}) c.inputs[i].value.mul_(8);
   c.outputs = {"out", "lse"};
   c.forward = {3 * R * heads * d, 3 * R * heads};
@@ -267,7 +271,8 @@ Case adamw(int64_t n, int64_t step) {
     for (int64_t i = 0; i < n; ++i) {
       Real g = v["grad"][i] * s.gradScale, &m = v["m"][i], &square = v["v"][i], &p = v["master"][i];
       m = s.beta1 * m + (1 - Real(s.beta1)) * g, square = s.beta2 * square + (1 - Real(s.beta2)) * g * g;
-      p = p * (1 - Real(s.learningRate) * s.weightDecay) - s.learningRate * (m / scale1) / (std::sqrt(square / scale2) + s.eps);
+      p = p * (1 - Real(s.learningRate) * s.weightDecay) -
+          s.learningRate * (m / scale1) / (std::sqrt(square / scale2) + s.eps);
       v["grad"][i] = 0, v["work"][i] = p;
     }
   };

@@ -1,10 +1,9 @@
-#include "model/attention.h"
-
 #include <algorithm>
 #include <cmath>
 #include <span>
 
 #include "check/case.h"
+#include "model/attention.h"
 #include "model/head.h"
 
 namespace wrpo::check {
@@ -26,7 +25,9 @@ namespace {
 // sees[i][j]: row i attends to row j, as one dense matrix.
 at::Tensor visibility(const Batch& b) {
   auto sees = at::zeros({b.size(), b.size()}, at::kBool);
-  auto square = [&](int64_t i, int64_t rows, int64_t j, int64_t columns) { return sees.narrow(0, i, rows).narrow(1, j, columns); };
+  auto square = [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
+    return sees.narrow(0, i, rows).narrow(1, j, columns);
+  };
   for (int64_t g = 0; g < b.groups(); ++g) {
     int64_t p = b.promptOffsets[g], n = b.promptOffsets[g + 1] - p;
     square(p, n, p, n).copy_(at::ones({n, n}, at::kBool).tril());
@@ -44,10 +45,10 @@ at::Tensor visibility(const Batch& b) {
 Case attention(const char* layout, const Batch& batch, int64_t heads, int64_t kvHeads, int64_t d, bool promptQueries) {
   ModelConfig config{};
   config.heads = heads, config.kvHeads = kvHeads, config.headDim = d;
-  int64_t T = batch.size(), unasked = promptQueries ? 0 : batch.promptTokens(), ld = config.qkvSize(), group = heads / kvHeads;
+  int64_t T = batch.size(), P = batch.promptTokens(), unasked = promptQueries ? 0 : P;
+  int64_t ld = config.qkvSize(), group = heads / kvHeads;
   double scale = 1 / std::sqrt(double(d));
-  auto sees = visibility(batch), across = at::zeros_like(sees);  // response to prompt
-  across.narrow(0, batch.promptTokens(), batch.responseRows()).narrow(1, 0, batch.promptTokens()).fill_(true);
+  auto sees = visibility(batch);
   Case c{"attention", std::string(layout) + " " + text({T, heads, kvHeads, d}) + (promptQueries ? "" : " responses")};
   c.gemms = true;
   c.inputs = {normal("qkv", {T, ld}, 0.7), normal("dout", {T, heads * d})};
@@ -62,38 +63,40 @@ Case attention(const char* layout, const Batch& batch, int64_t heads, int64_t kv
     t["dqkv"] = at::full_like(t["qkv"], NAN);
     attentionBackward(config, batch, t["dout"], t["qkv"], t["out"], t["lse"], t["dqkv"], promptQueries);
   };
-  // The same formula on dense matrices: P = exp(scores - lse), out as two softmaxes merged.
-  auto split = [=](const at::Tensor& rows, int64_t first, int64_t count) {  // [heads, T, d], key heads repeated
-    auto part = rows.narrow(1, first * d, count * d).view({T, count, d}).transpose(0, 1);
-    return count == heads ? part : part.repeat_interleave(group, 0);
+  // ATen's attention under dense masks, in the same two halves: one row's own segment, and its prompt.
+  auto split = [=](const at::Tensor& rows, int64_t first, int64_t count) {  // [1, heads, T, d]
+    return rows.narrow(1, first * d, count * d).view({1, T, count, d}).transpose(1, 2);
   };
-  auto join = [=](const at::Tensor& t, int64_t count) {  // and back, repeated heads summed
-    auto summed = count == heads ? t : t.view({count, group, T, d}).sum(1);
-    return summed.transpose(0, 1).reshape({T, count * d});
-  };
+  auto join = [=](const at::Tensor& t) { return t.transpose(1, 2).reshape({T, -1}); };
+  auto mask = at::zeros({T, T}, at::kDouble).masked_fill(sees.logical_not(), -INFINITY);
   c.plain.forward = [=](Tensors& t) {
-    auto q = split(t["qkv"], 0, heads), k = split(t["qkv"], heads, kvHeads), v = split(t["qkv"], heads + kvHeads, kvHeads);
-    t["scores"] = (at::matmul(q, k.transpose(1, 2)) * scale).masked_fill(sees.logical_not(), -INFINITY);
-    auto half = [&](const at::Tensor& others) {
-      auto scores = t["scores"].masked_fill(others, -INFINITY);
-      auto lse = at::logsumexp(scores.to(statsOf(scores)), {-1}, true);
-      return std::pair{at::matmul(at::softmax(scores, -1).nan_to_num(0), v), lse};
-    };
-    auto [ownOut, own] = half(across);
-    auto [promptOut, prompt] = half(across.logical_not());
-    auto lse = at::logaddexp(own, prompt);
-    auto weight = [&](const at::Tensor& l) { return at::exp(l - lse).to(v.scalar_type()); };
-    t["out"] = join(ownOut * weight(own) + promptOut * weight(prompt), heads);
-    t["lse"] = lse.squeeze(-1).t().contiguous();
+    auto q = split(t["qkv"], 0, heads), k = split(t["qkv"], heads, kvHeads),
+         v = split(t["qkv"], heads + kvHeads, kvHeads);
+    t["mask"] = mask.to(q.scalar_type());
+    auto own = t["mask"].clone();
+    own.narrow(0, P, T - P).narrow(1, 0, P).fill_(-INFINITY);
+    auto [out, lse] = at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0, false, own);
+    if (P > 0 && P < T) {
+      auto responses = [=](const at::Tensor& t) { return t.narrow(2, P, T - P); };
+      auto block = [=](const at::Tensor& t) { return t.narrow(0, P, T - P).narrow(1, 0, P); };
+      auto [out2, lse2] = at::_scaled_dot_product_flash_attention_for_cpu(
+          responses(q), k.narrow(2, 0, P), v.narrow(2, 0, P), 0, false, block(t["mask"]));
+      lse2 = lse2.masked_fill(block(sees).any(1).logical_not(), -INFINITY);  // responses without a prompt
+      auto to = responses(out), l1 = responses(lse), merged = at::logaddexp(l1, lse2);
+      auto weight = [&](const at::Tensor& l) { return at::exp(l - merged).unsqueeze(-1).to(to.scalar_type()); };
+      to.copy_(to * weight(l1) + out2.nan_to_num(0) * weight(lse2)), l1.copy_(merged);
+    }
+    t["out"] = join(out), t["lse"] = join(lse.unsqueeze(-1));
     t["out"].narrow(0, 0, unasked).zero_(), t["lse"].narrow(0, 0, unasked).zero_();
   };
   c.plain.backward = [=](Tensors& t) {
-    auto q = split(t["qkv"], 0, heads), k = split(t["qkv"], heads, kvHeads), v = split(t["qkv"], heads + kvHeads, kvHeads);
-    auto dOut = split(t["dout"], 0, heads), p = at::exp(t["scores"] - t["lse"].t().unsqueeze(-1)).to(q.scalar_type());
-    p.narrow(1, 0, unasked).zero_();
-    auto ds = p * (at::matmul(dOut, v.transpose(1, 2)) - (dOut * split(t["out"], 0, heads)).sum(-1, true)) * scale;
-    t["dqkv"] = at::cat({join(at::matmul(ds, k), heads), join(at::matmul(ds.transpose(1, 2), q), kvHeads),
-                         join(at::matmul(p.transpose(1, 2), dOut), kvHeads)}, 1);
+    auto q = split(t["qkv"], 0, heads), k = split(t["qkv"], heads, kvHeads),
+         v = split(t["qkv"], heads + kvHeads, kvHeads);
+    auto dOut = t["dout"].clone(), lse = t["lse"].view({1, T, heads}).transpose(1, 2);
+    dOut.narrow(0, 0, unasked).zero_();
+    auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
+        split(dOut, 0, heads), q, k, v, split(t["out"], 0, heads), lse, 0, false, t["mask"]);
+    t["dqkv"] = at::cat({join(dq), join(dk), join(dv)}, 1);
   };
   c.oracle = [=](Reals& v) {
     const Real *x = v["qkv"].data(), *g = v["dout"].data();
@@ -183,7 +186,8 @@ Case head(int64_t R, int64_t H, int64_t V, int64_t chunk, HeadPass pass) {
   return c;
 }
 
-Case preference(const char* form, const Objective& o, const std::vector<double>& coefficients, bool reference, double spread) {
+Case preference(const char* form, const Objective& o, const std::vector<double>& coefficients, bool reference,
+                double spread) {
   using Form = Objective::Form;
   int64_t K = coefficients.size();
   std::vector<int32_t> lengths = randomIds(K, 200);
@@ -206,7 +210,8 @@ Case preference(const char* form, const Objective& o, const std::vector<double>&
   c.plain.forward = [=](Tensors& t) {
     auto u = at::tensor(coefficients, at::kDouble);
     if (o.lengthNormalized) u = u / at::tensor(lengths);
-    auto sum = (u * (reference ? t["policy"] - t["reference"] : t["policy"])).sum(), z = o.beta * sum - o.gamma, slope = z;
+    auto sum = (u * (reference ? t["policy"] - t["reference"] : t["policy"])).sum(), z = o.beta * sum - o.gamma,
+         slope = z;
     if (o.form == Form::Sigmoid) {
       auto zero = at::zeros_like(z);
       t["loss"] = (1 - o.labelSmoothing) * at::logaddexp(zero, -z) + o.labelSmoothing * at::logaddexp(zero, z);

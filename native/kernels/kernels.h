@@ -1,7 +1,7 @@
 // Every custom op, one declaration each; one file per op. All tensors are contiguous rows unless a leading dimension is
-// said to vary; T = packed tokens, R = response rows, H = hidden size, F = feed-forward size, V = vocabulary. Storage may
-// be float32, float64 or bfloat16; arithmetic is float32 (float64 for float64). Every op gives the same bits for the same
-// input, thread count and machine.
+// said to vary; T = packed tokens, R = response rows, H = hidden size, F = feed-forward size, V = vocabulary. Storage
+// may be float32, float64 or bfloat16; arithmetic is float32 (float64 for float64). Every op gives the same bits for
+// the same input, thread count and machine.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -16,8 +16,8 @@ void parallelRows(int64_t n, int64_t grain, const std::function<void(int64_t, in
 // ---- rms_norm.cpp: y = w * x / sqrt(mean(x^2) + eps)
 // If `residual` is defined, sum = x + residual is written first (sum may be x) and normalised instead of x.
 // rstd [T] keeps 1/sqrt(...) in the compute type.
-void rmsNormForward(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& sum, const at::Tensor& w, double eps,
-                    const at::Tensor& y, const at::Tensor& rstd);
+void rmsNormForward(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& sum, const at::Tensor& w,
+                    double eps, const at::Tensor& y, const at::Tensor& rstd);
 // dx += the gradient through the norm; dw [H] += in the gradient type. `x` is the (summed) input of the forward.
 void rmsNormBackward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& w, const at::Tensor& rstd,
                      const at::Tensor& dx, const at::Tensor& dw);
@@ -27,13 +27,14 @@ struct RopeSettings {
   std::string type = "default";  // default | linear | llama3
   double theta = 10000, factor = 1, lowFrequencyFactor = 1, highFrequencyFactor = 4, originalMaxPosition = 8192;
 };
-// Inverse frequencies [headDim / 2] float32, with transformers' own float32 operations (modeling_rope_utils.py), so that
-// tables agree to the bit.
+// Inverse frequencies [headDim / 2] float32, with transformers' own float32 operations (modeling_rope_utils.py), so
+// that tables agree to the bit.
 at::Tensor ropeFrequencies(const RopeSettings& settings, int64_t headDim);
 // [positions, 2, headDim / 2] float32: cosines, then sines.
 at::Tensor ropeTable(const at::Tensor& frequencies, int64_t positions);
 // Rotates the first `heads` heads of each row of x [T, ld] in place; sign -1 is the backward (inverse) rotation.
-void rope(const at::Tensor& x, int64_t heads, int64_t headDim, const at::Tensor& table, const int32_t* positions, int sign);
+void rope(const at::Tensor& x, int64_t heads, int64_t headDim, const at::Tensor& table, const int32_t* positions,
+          int sign);
 
 // ---- swiglu.cpp: h = silu(gate) * up, gateUp [T, 2F] = gate | up
 void swigluForward(const at::Tensor& gateUp, const at::Tensor& h);
@@ -42,13 +43,15 @@ void swigluBackward(const at::Tensor& dh, const at::Tensor& gateUp, const at::Te
 
 // ---- logprob.cpp: log-softmax at the target, fused
 // z [R, V] logits; logp, lse [R] in the compute type; argmax[r] = 1 when no logit is above the target's (may be null).
-void logprobForward(const at::Tensor& z, const int32_t* targets, const at::Tensor& logp, const at::Tensor& lse, uint8_t* argmax);
+void logprobForward(const at::Tensor& z, const int32_t* targets, const at::Tensor& logp, const at::Tensor& lse,
+                    uint8_t* argmax);
 // In place z <- dLoss/dz = g_r * (onehot(target_r) - softmax(z_r)), g [R] = dLoss/dlogp in the compute type.
 void logprobBackward(const at::Tensor& z, const int32_t* targets, const at::Tensor& lse, const at::Tensor& g);
 
 // ---- merge_lse.cpp: one softmax over two disjoint key sets from the two halves
 // out [R, heads * d] and lse [R, heads] hold the first half and receive the merged result; R rows of each.
-void mergeLse(const at::Tensor& out, const at::Tensor& lse, const at::Tensor& out2, const at::Tensor& lse2, int64_t heads);
+void mergeLse(const at::Tensor& out, const at::Tensor& lse, const at::Tensor& out2, const at::Tensor& lse2,
+              int64_t heads);
 
 // ---- embedding.cpp: dWeight[id] += dx rows, in row order whatever the number of threads
 void embeddingBackward(const at::Tensor& dx, const int32_t* ids, const at::Tensor& dWeight);

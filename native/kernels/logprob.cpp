@@ -1,6 +1,6 @@
-// The fused log-probability of the head: reads a row of logits twice (maximum, then sum of exponentials) and never writes
-// a softmax; backward turns the logits into their gradient in place. Sums run in blocks of 1,024 so that a float32 row of
-// 128k terms loses no more than a short one.
+// The fused log-probability of the head: reads a row of logits twice (maximum, then sum of exponentials) and never
+// writes a softmax; backward turns the logits into their gradient in place. Sums run in blocks of 1,024 so that a
+// float32 row of 128k terms loses no more than a short one.
 #include "kernels/dispatch.h"
 #include "kernels/kernels.h"
 #include "kernels/simd.h"
@@ -60,14 +60,14 @@ WRPO_INLINE void backwardRows(T* z, int64_t V, const int32_t* targets, const Sca
   }
 }
 
-#define WRPO_LOGPROB(T)                                                                                               \
-  WRPO_CLONES void forward(const T* z, int64_t V, const int32_t* targets, ScalarOf<T>* logp, ScalarOf<T>* lse,        \
-                           uint8_t* argmax, int64_t begin, int64_t end) {                                             \
-    forwardRows<T>(z, V, targets, logp, lse, argmax, begin, end);                                                     \
-  }                                                                                                                   \
-  WRPO_CLONES void backward(T* z, int64_t V, const int32_t* targets, const ScalarOf<T>* lse, const ScalarOf<T>* g,    \
-                            int64_t begin, int64_t end) {                                                             \
-    backwardRows<T>(z, V, targets, lse, g, begin, end);                                                               \
+#define WRPO_LOGPROB(T)                                                                                            \
+  WRPO_CLONES void forward(const T* z, int64_t V, const int32_t* targets, ScalarOf<T>* logp, ScalarOf<T>* lse,     \
+                           uint8_t* argmax, int64_t begin, int64_t end) {                                          \
+    forwardRows<T>(z, V, targets, logp, lse, argmax, begin, end);                                                  \
+  }                                                                                                                \
+  WRPO_CLONES void backward(T* z, int64_t V, const int32_t* targets, const ScalarOf<T>* lse, const ScalarOf<T>* g, \
+                            int64_t begin, int64_t end) {                                                          \
+    backwardRows<T>(z, V, targets, lse, g, begin, end);                                                            \
   }
 WRPO_LOGPROB(float)
 WRPO_LOGPROB(double)
@@ -91,8 +91,9 @@ void logprobBackward(const at::Tensor& z, const int32_t* targets, const at::Tens
   byType(z.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using S = ScalarOf<T>;
-    parallelRows(z.size(0), 1,
-                 [&](int64_t b, int64_t e) { backward(data<T>(z), z.size(1), targets, data<S>(lse), data<S>(g), b, e); });
+    parallelRows(z.size(0), 1, [&](int64_t b, int64_t e) {
+      backward(data<T>(z), z.size(1), targets, data<S>(lse), data<S>(g), b, e);
+    });
   });
 }
 

@@ -1,5 +1,6 @@
-// RMSNorm with the residual addition fused in front of it: one read and one write of x per token instead of three passes.
-// Rounding follows transformers' LlamaRMSNorm: x * rstd is rounded to the storage type before the weight multiplies it.
+// RMSNorm with the residual addition fused in front of it: one read and one write of x per token instead of three
+// passes. Rounding follows transformers' LlamaRMSNorm: x * rstd is rounded to the storage type before the weight
+// multiplies it.
 #include "kernels/dispatch.h"
 #include "kernels/kernels.h"
 #include "kernels/simd.h"
@@ -78,14 +79,14 @@ WRPO_INLINE void backwardRows(const T* dy, const T* x, const T* w, const ScalarO
   }
 }
 
-#define WRPO_RMS(T)                                                                                                     \
-  WRPO_CLONES void forward(const T* x, const T* residual, T* summed, const T* w, ScalarOf<T> eps, T* y,                 \
-                           ScalarOf<T>* rstd, int64_t H, int64_t begin, int64_t end) {                                  \
-    forwardRows<T>(x, residual, summed, w, eps, y, rstd, H, begin, end);                                                \
-  }                                                                                                                     \
-  WRPO_CLONES void backward(const T* dy, const T* x, const T* w, const ScalarOf<T>* rstd, T* dx, ScalarOf<T>* dw,        \
-                            int64_t H, int64_t begin, int64_t end) {                                                    \
-    backwardRows<T>(dy, x, w, rstd, dx, dw, H, begin, end);                                                             \
+#define WRPO_RMS(T)                                                                                               \
+  WRPO_CLONES void forward(const T* x, const T* residual, T* summed, const T* w, ScalarOf<T> eps, T* y,           \
+                           ScalarOf<T>* rstd, int64_t H, int64_t begin, int64_t end) {                            \
+    forwardRows<T>(x, residual, summed, w, eps, y, rstd, H, begin, end);                                          \
+  }                                                                                                               \
+  WRPO_CLONES void backward(const T* dy, const T* x, const T* w, const ScalarOf<T>* rstd, T* dx, ScalarOf<T>* dw, \
+                            int64_t H, int64_t begin, int64_t end) {                                              \
+    backwardRows<T>(dy, x, w, rstd, dx, dw, H, begin, end);                                                       \
   }
 WRPO_RMS(float)
 WRPO_RMS(double)
@@ -94,14 +95,15 @@ WRPO_RMS(c10::BFloat16)
 
 }  // namespace
 
-void rmsNormForward(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& sum, const at::Tensor& w, double eps,
-                    const at::Tensor& y, const at::Tensor& rstd) {
+void rmsNormForward(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& sum, const at::Tensor& w,
+                    double eps, const at::Tensor& y, const at::Tensor& rstd) {
   byType(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const T* r = residual.defined() ? data<T>(residual) : nullptr;
     T* s = residual.defined() ? data<T>(sum) : nullptr;
     parallelRows(x.size(0), 64, [&](int64_t begin, int64_t end) {
-      forward(data<T>(x), r, s, data<T>(w), ScalarOf<T>(eps), data<T>(y), data<ScalarOf<T>>(rstd), x.size(1), begin, end);
+      forward(data<T>(x), r, s, data<T>(w), ScalarOf<T>(eps), data<T>(y), data<ScalarOf<T>>(rstd), x.size(1), begin,
+              end);
     });
   });
 }
@@ -112,8 +114,8 @@ void rmsNormBackward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor
     using T = decltype(zero);
     using S = ScalarOf<T>;
     int64_t rows = x.size(0), H = x.size(1);
-    // Fixed blocks of rows, summed in order: dw does not depend on the number of threads. Short ones, summed in float64:
-    // a long float32 sum would lose more than plain ATen's.
+    // Fixed blocks of rows, summed in order: dw does not depend on the number of threads. Short ones, summed in
+    // float64: a long float32 sum would lose more than plain ATen's.
     constexpr int64_t block = 32;
     int64_t blocks = (rows + block - 1) / block;
     std::vector<S> partial(blocks * H, S(0));

@@ -1,14 +1,14 @@
-// Rotary position embedding in place on the query and key heads of the fused qkv rows; every token's position comes from
-// an array, since a packed batch restarts positions. Backward is the same rotation with the sine's sign flipped.
-#include "kernels/dispatch.h"
-#include "kernels/kernels.h"
-#include "kernels/simd.h"
-
+// Rotary position embedding in place on the query and key heads of the fused qkv rows; every token's position comes
+// from an array, since a packed batch restarts positions. Backward is the same rotation with the sine's sign flipped.
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/outer.h>
 #include <ATen/ops/pow.h>
 #include <ATen/ops/where.h>
+
+#include "kernels/dispatch.h"
+#include "kernels/kernels.h"
+#include "kernels/simd.h"
 
 namespace wrpo {
 namespace {
@@ -33,10 +33,10 @@ WRPO_INLINE void rotateRows(T* x, int64_t ld, int64_t heads, int64_t d, const fl
   }
 }
 
-#define WRPO_ROPE(T)                                                                                                  \
-  WRPO_CLONES void rotate(T* x, int64_t ld, int64_t heads, int64_t d, const float* table, const int32_t* positions,   \
-                          int sign, int64_t begin, int64_t end) {                                                     \
-    rotateRows<T>(x, ld, heads, d, table, positions, sign, begin, end);                                               \
+#define WRPO_ROPE(T)                                                                                                \
+  WRPO_CLONES void rotate(T* x, int64_t ld, int64_t heads, int64_t d, const float* table, const int32_t* positions, \
+                          int sign, int64_t begin, int64_t end) {                                                   \
+    rotateRows<T>(x, ld, heads, d, table, positions, sign, begin, end);                                             \
   }
 WRPO_ROPE(float)
 WRPO_ROPE(double)
@@ -71,7 +71,8 @@ at::Tensor ropeTable(const at::Tensor& frequencies, int64_t positions) {
   return table;
 }
 
-void rope(const at::Tensor& x, int64_t heads, int64_t headDim, const at::Tensor& table, const int32_t* positions, int sign) {
+void rope(const at::Tensor& x, int64_t heads, int64_t headDim, const at::Tensor& table, const int32_t* positions,
+          int sign) {
   byType(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     parallelRows(x.size(0), 64, [&](int64_t begin, int64_t end) {

@@ -1,6 +1,6 @@
 // One 64-byte vector type per arithmetic type, in the compiler's own vector extension: the same source runs on AVX-512,
-// AVX2, SSE and NEON, and the lane order of every reduction is the same on all of them. bfloat16 is a storage type only:
-// it is loaded into and rounded from float lanes.
+// AVX2, SSE and NEON, and the lane order of every reduction is the same on all of them. bfloat16 is a storage type
+// only: it is loaded into and rounded from float lanes.
 #pragma once
 #include <c10/util/BFloat16.h>
 
@@ -9,8 +9,8 @@
 #include <cstring>
 #include <limits>
 
-// Put on the non-template entry points. The bodies they call are always inlined, so each clone is compiled whole for its
-// instruction set; a lambda would not inherit the attribute, hence functions over a row range [begin, end).
+// Put on the non-template entry points. The bodies they call are always inlined, so each clone is compiled whole for
+// its instruction set; a lambda would not inherit the attribute, hence functions over a row range [begin, end).
 #ifdef WRPO_HAVE_CLONES
 #define WRPO_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
@@ -27,13 +27,25 @@ typedef uint32_t U32 __attribute__((vector_size(64)));
 typedef uint16_t U16 __attribute__((vector_size(32)));
 
 // The type a storage type computes in: float for float and bfloat16, double for double.
-template <class T> struct Compute { using Scalar = float; using Vector = F32; };
-template <> struct Compute<double> { using Scalar = double; using Vector = F64; };
-template <class T> using ScalarOf = typename Compute<T>::Scalar;
-template <class T> using VectorOf = typename Compute<T>::Vector;
-template <class T> constexpr int64_t lanes = 64 / sizeof(ScalarOf<T>);
+template <class T>
+struct Compute {
+  using Scalar = float;
+  using Vector = F32;
+};
+template <>
+struct Compute<double> {
+  using Scalar = double;
+  using Vector = F64;
+};
+template <class T>
+using ScalarOf = typename Compute<T>::Scalar;
+template <class T>
+using VectorOf = typename Compute<T>::Vector;
+template <class T>
+constexpr int64_t lanes = 64 / sizeof(ScalarOf<T>);
 
-template <class T> WRPO_INLINE VectorOf<T> load(const T* p) {
+template <class T>
+WRPO_INLINE VectorOf<T> load(const T* p) {
   VectorOf<T> v;
   if constexpr (std::is_same_v<T, c10::BFloat16>) {
     U16 bits;
@@ -46,7 +58,8 @@ template <class T> WRPO_INLINE VectorOf<T> load(const T* p) {
   return v;
 }
 
-template <class T> WRPO_INLINE void store(T* p, const VectorOf<T>& v) {
+template <class T>
+WRPO_INLINE void store(T* p, const VectorOf<T>& v) {
   if constexpr (std::is_same_v<T, c10::BFloat16>) {
     U32 bits;
     std::memcpy(&bits, &v, sizeof(bits));
@@ -60,15 +73,22 @@ template <class T> WRPO_INLINE void store(T* p, const VectorOf<T>& v) {
   }
 }
 
-template <class V, class S> WRPO_INLINE V splat(S s) { return V{} + s; }
+template <class V, class S>
+WRPO_INLINE V splat(S s) {
+  return V{} + s;
+}
 
-template <class V> WRPO_INLINE auto sum(const V& v) {
+template <class V>
+WRPO_INLINE auto sum(const V& v) {
   auto total = v[0];
   for (int i = 1; i < int(sizeof(V) / sizeof(v[0])); ++i) total += v[i];
   return total;
 }
 
-template <class V> WRPO_INLINE V max(const V& a, const V& b) { return a > b ? a : b; }
+template <class V>
+WRPO_INLINE V max(const V& a, const V& b) {
+  return a > b ? a : b;
+}
 
 // e^x: 2^n times a degree-6 polynomial on [-ln2/2, ln2/2] (relative error below 1.5 ulp); 0 below the normal range.
 WRPO_INLINE F32 exp(F32 x) {
@@ -103,12 +123,14 @@ WRPO_INLINE F64 exp(F64 x) {
 }
 
 // Calls body(vector-of-lanes, index) over n elements; the last, partial block goes through a padded buffer.
-template <class T> WRPO_INLINE VectorOf<T> loadTail(const T* p, int64_t n, T fill) {
+template <class T>
+WRPO_INLINE VectorOf<T> loadTail(const T* p, int64_t n, T fill) {
   T buffer[lanes<T>];
   for (int64_t i = 0; i < lanes<T>; ++i) buffer[i] = i < n ? p[i] : fill;
   return load<T>(buffer);
 }
-template <class T> WRPO_INLINE void storeTail(T* p, int64_t n, const VectorOf<T>& v) {
+template <class T>
+WRPO_INLINE void storeTail(T* p, int64_t n, const VectorOf<T>& v) {
   T buffer[lanes<T>];
   store<T>(buffer, v);
   for (int64_t i = 0; i < n; ++i) p[i] = buffer[i];

@@ -9,10 +9,12 @@ namespace {
 
 using namespace simd;
 
-template <class T> WRPO_INLINE VectorOf<T> get(const T* p, int64_t count) {
+template <class T>
+WRPO_INLINE VectorOf<T> get(const T* p, int64_t count) {
   return count == lanes<T> ? load<T>(p) : loadTail<T>(p, count, T(0));
 }
-template <class T> WRPO_INLINE void put(T* p, int64_t count, const VectorOf<T>& v) {
+template <class T>
+WRPO_INLINE void put(T* p, int64_t count, const VectorOf<T>& v) {
   if (count == lanes<T>) store<T>(p, v);
   else storeTail<T>(p, count, v);
 }
@@ -47,12 +49,12 @@ WRPO_INLINE void backwardRows(const T* dh, T* gateUp, T* h, int64_t F, int64_t b
   }
 }
 
-#define WRPO_SWIGLU(T)                                                                                          \
-  WRPO_CLONES void forward(const T* gateUp, T* h, int64_t F, int64_t begin, int64_t end) {                      \
-    forwardRows<T>(gateUp, h, F, begin, end);                                                                   \
-  }                                                                                                             \
-  WRPO_CLONES void backward(const T* dh, T* gateUp, T* h, int64_t F, int64_t begin, int64_t end) {              \
-    backwardRows<T>(dh, gateUp, h, F, begin, end);                                                              \
+#define WRPO_SWIGLU(T)                                                                             \
+  WRPO_CLONES void forward(const T* gateUp, T* h, int64_t F, int64_t begin, int64_t end) {         \
+    forwardRows<T>(gateUp, h, F, begin, end);                                                      \
+  }                                                                                                \
+  WRPO_CLONES void backward(const T* dh, T* gateUp, T* h, int64_t F, int64_t begin, int64_t end) { \
+    backwardRows<T>(dh, gateUp, h, F, begin, end);                                                 \
   }
 WRPO_SWIGLU(float)
 WRPO_SWIGLU(double)

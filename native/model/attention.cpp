@@ -68,9 +68,9 @@ void attentionBackward(const ModelConfig& c, const Batch& batch, const at::Tenso
                        const at::Tensor& out, const at::Tensor& lse, const at::Tensor& dQkv, bool promptQueries) {
   auto part = [&](Range queries, Range keys, bool causal) {
     auto [q, k, v] = split(c, qkv, queries, keys);
-    return at::_scaled_dot_product_flash_attention_for_cpu_backward(
-        heads(dOut, queries, 0, c.heads, c.headDim), q, k, v, heads(out, queries, 0, c.heads, c.headDim),
-        statistics(lse, queries), 0.0, causal);
+    return at::_scaled_dot_product_flash_attention_for_cpu_backward(heads(dOut, queries, 0, c.heads, c.headDim), q, k,
+                                                                    v, heads(out, queries, 0, c.heads, c.headDim),
+                                                                    statistics(lse, queries), 0.0, causal);
   };
   auto self = [&](Range r) {
     if (r.length == 0) return;
@@ -82,8 +82,7 @@ void attentionBackward(const ModelConfig& c, const Batch& batch, const at::Tenso
   };
   if (promptQueries)
     for (int64_t g = 0; g < batch.groups(); ++g) self(prompt(batch, g));
-  else
-    dQkv.narrow(0, 0, batch.promptTokens()).zero_();
+  else dQkv.narrow(0, 0, batch.promptTokens()).zero_();
   for (int64_t k = 0; k < batch.responses(); ++k) self(response(batch, k));
   for (int64_t g = 0; g < batch.groups(); ++g) {
     Range keys = prompt(batch, g), queries = responsesOf(batch, g);

@@ -1,7 +1,7 @@
-// Causal attention over a packed batch whose responses share their prompt's keys. Two parts, each without a mask matrix:
-// every segment attends to itself causally, and every response row to its whole prompt; the two softmaxes are merged by
-// log-sum-exp. Backward runs both parts with the merged output and log-sum-exp, which is exact, since an attention
-// backward uses them only as P = exp(s - lse) and D = <dOut, out>.
+// Causal attention over a packed batch whose responses share their prompt's keys. Two parts, each without a mask
+// matrix: every segment attends to itself causally, and every response row to its whole prompt; the two softmaxes are
+// merged by log-sum-exp. Backward runs both parts with the merged output and log-sum-exp, which is exact, since an
+// attention backward uses them only as P = exp(s - lse) and D = <dOut, out>.
 #pragma once
 #include <ATen/core/Tensor.h>
 

@@ -1,7 +1,8 @@
 // A packed micro-batch, without padding (lib/data/pack.ts makes it): first the prompts' tokens, each prompt once, then
-// the responses. Response segment r of a prompt x with p tokens is [x_{p-1}, y_0 .. y_{n-2}] and predicts y_0 .. y_{n-1},
-// so every response row is a loss row; a prompt segment is x_0 .. x_{p-2} and may be empty. An unshared row has an empty
-// prompt segment and its whole sequence as one response segment, with targets of -1 where nothing is predicted.
+// the responses. Response segment r of a prompt x with p tokens is [x_{p-1}, y_0 .. y_{n-2}] and predicts y_0 ..
+// y_{n-1}, so every response row is a loss row; a prompt segment is x_0 .. x_{p-2} and may be empty. An unshared row
+// has an empty prompt segment and its whole sequence as one response segment, with targets of -1 where nothing is
+// predicted.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -14,8 +15,9 @@ struct Batch {
   std::vector<int32_t> promptOffsets;      // [G + 1] over prompt tokens
   std::vector<int32_t> responseOffsets;    // [K + 1] over response rows
   std::vector<int32_t> groupOffsets;       // [G + 1]: responses of prompt g are [groupOffsets[g], groupOffsets[g + 1])
-  // Contests (train/objective.h): those of prompt g are [contestGroups[g], contestGroups[g + 1]), and the responses that
-  // meet in contest q are entries [contestOffsets[q], contestOffsets[q + 1]). Empty where only log-probs are wanted.
+  // Contests (train/objective.h): those of prompt g are [contestGroups[g], contestGroups[g + 1]), and the responses
+  // that meet in contest q are entries [contestOffsets[q], contestOffsets[q + 1]). Empty where only log-probs are
+  // wanted.
   std::vector<int32_t> contestGroups, contestOffsets, contestResponses;
   std::vector<double> contestCoefficients, contestWeights;
   std::vector<double> reference;  // [K] summed reference log-probs, or empty

@@ -34,7 +34,8 @@ void linearWeightGradient(const at::Tensor& dw, const at::Tensor& dy, const at::
 const at::Tensor& Decoder::ropeTableFor(const Batch& batch) {
   int64_t needed = 1 + *std::max_element(batch.positions.begin(), batch.positions.end());
   if (!frequencies_.defined()) frequencies_ = ropeFrequencies(config_.rope, config_.headDim);
-  if (!ropeTable_.defined() || ropeTable_.size(0) < needed) ropeTable_ = ropeTable(frequencies_, (needed + 255) / 256 * 256);
+  if (!ropeTable_.defined() || ropeTable_.size(0) < needed)
+    ropeTable_ = ropeTable(frequencies_, (needed + 255) / 256 * 256);
   return ropeTable_;
 }
 
@@ -48,9 +49,14 @@ at::Tensor Decoder::forward(const Batch& batch, bool keep) {
 
   // Without `keep` one set of layer buffers serves every layer.
   auto buffers = [&]() -> Saved {
-    return {take({T, H}, dtype),          take({T}, stats),       take({T, c.qkvSize()}, dtype),
-            take({T, c.heads * c.headDim}, dtype), take({T, c.heads}, stats), take({T, H}, dtype),
-            take({T}, stats),             take({T, 2 * F}, dtype)};
+    return {take({T, H}, dtype),
+            take({T}, stats),
+            take({T, c.qkvSize()}, dtype),
+            take({T, c.heads * c.headDim}, dtype),
+            take({T, c.heads}, stats),
+            take({T, H}, dtype),
+            take({T}, stats),
+            take({T, 2 * F}, dtype)};
   };
   saved_.clear();
   for (int64_t l = 0; l < (keep ? c.layers : 1); ++l) saved_.push_back(buffers());
@@ -81,7 +87,8 @@ at::Tensor Decoder::forward(const Batch& batch, bool keep) {
     linear(rows(branch, from), rows(h, from), w.down);
     pending = branch;
   }
-  rmsNormForward(rows(saved_.back().x2, P), rows(pending, P), finalX_, weights_.view.norm, c.rmsNormEps, hidden, finalRstd_);
+  rmsNormForward(rows(saved_.back().x2, P), rows(pending, P), finalX_, weights_.view.norm, c.rmsNormEps, hidden,
+                 finalRstd_);
   workspace_.release(scratch);
   return hidden;
 }
@@ -94,7 +101,8 @@ void Decoder::backward(const Batch& batch, const at::Tensor& dHidden) {
   auto rows = [](const at::Tensor& t, int64_t from) { return t.narrow(0, from, t.size(0) - from); };
 
   auto scratch = workspace_.mark();
-  auto dx = workspace_.take({T, H}, dtype), normed = workspace_.take({T, H}, dtype), dNormed = workspace_.take({T, H}, dtype);
+  auto dx = workspace_.take({T, H}, dtype), normed = workspace_.take({T, H}, dtype),
+       dNormed = workspace_.take({T, H}, dtype);
   auto dh = workspace_.take({T, F}, dtype), h = workspace_.take({T, F}, dtype);
   auto dOut = workspace_.take({T, c.heads * c.headDim}, dtype), dQkv = workspace_.take({T, c.qkvSize()}, dtype);
   auto rstd = workspace_.take({T}, computeType(dtype));

@@ -32,12 +32,14 @@ class Decoder {
  private:
   // Kept for backward, per layer. The norms' outputs, silu(gate) * up and everything else are cheaper to recompute.
   struct Saved {
-    at::Tensor x, rstd1;         // input of the layer [T, H] and its norm's statistics [T]
-    at::Tensor qkv, out, lse;    // after RoPE [T, qkv]; attention's result [T, heads * d] and [T, heads]
+    at::Tensor x, rstd1;           // input of the layer [T, H] and its norm's statistics [T]
+    at::Tensor qkv, out, lse;      // after RoPE [T, qkv]; attention's result [T, heads * d] and [T, heads]
     at::Tensor x2, rstd2, gateUp;  // after attention [T', H]; before the activation [T', 2F]
   };
   // Rows that still matter after the attention of a layer: in the last one, only the responses'.
-  int64_t firstRow(const Batch& batch, int64_t layer) const { return layer + 1 == config_.layers ? batch.promptTokens() : 0; }
+  int64_t firstRow(const Batch& batch, int64_t layer) const {
+    return layer + 1 == config_.layers ? batch.promptTokens() : 0;
+  }
   const at::Tensor& ropeTableFor(const Batch& batch);
 
   const ModelConfig config_;

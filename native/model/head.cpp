@@ -42,7 +42,8 @@ int64_t Head::chunkRows(const at::Tensor& weight) const {
   return std::max<int64_t>(1, chunkBytes_ / (weight.size(0) * weight.element_size()));
 }
 
-HeadOutput Head::logProbs(const at::Tensor& hidden, const at::Tensor& weight, const std::vector<int32_t>& targets, bool argmax) {
+HeadOutput Head::logProbs(const at::Tensor& hidden, const at::Tensor& weight, const std::vector<int32_t>& targets,
+                          bool argmax) {
   int64_t R = hidden.size(0), step = std::min(R, chunkRows(weight));
   auto stats = computeType(hidden.scalar_type());
   HeadOutput output{at::empty({R}, stats), at::empty({R}, stats), std::vector<uint8_t>(argmax ? R : 0)};
@@ -56,9 +57,9 @@ HeadOutput Head::logProbs(const at::Tensor& hidden, const at::Tensor& weight, co
   return output;
 }
 
-HeadOutput Head::forwardBackward(const at::Tensor& hidden, const at::Tensor& weight, const std::vector<int32_t>& targets,
-                                 const std::vector<int64_t>& unitOffsets, const Gradient& gradient,
-                                 const at::Tensor& dHidden, const at::Tensor& dWeight) {
+HeadOutput Head::forwardBackward(const at::Tensor& hidden, const at::Tensor& weight,
+                                 const std::vector<int32_t>& targets, const std::vector<int64_t>& unitOffsets,
+                                 const Gradient& gradient, const at::Tensor& dHidden, const at::Tensor& dWeight) {
   int64_t R = hidden.size(0), limit = std::min(R, chunkRows(weight));
   auto stats = computeType(hidden.scalar_type());
   HeadOutput output{at::empty({R}, stats), at::empty({R}, stats), {}};
@@ -95,7 +96,8 @@ HeadOutput Head::forwardBackward(const at::Tensor& hidden, const at::Tensor& wei
 }
 
 void Head::backward(const at::Tensor& hidden, const at::Tensor& weight, const std::vector<int32_t>& targets,
-                    const at::Tensor& lse, const at::Tensor& dLogp, const at::Tensor& dHidden, const at::Tensor& dWeight) {
+                    const at::Tensor& lse, const at::Tensor& dLogp, const at::Tensor& dHidden,
+                    const at::Tensor& dWeight) {
   int64_t R = hidden.size(0), step = std::min(R, chunkRows(weight));
   HeadOutput output{lse, lse, {}};
   auto scratch = workspace_.mark();

@@ -21,18 +21,19 @@ class Head {
   Head(Workspace& workspace, int64_t chunkBytes) : workspace_(workspace), chunkBytes_(chunkBytes) {}
 
   // hidden [R, H], weight [V, H], targets [R], every one in [0, V).
-  HeadOutput logProbs(const at::Tensor& hidden, const at::Tensor& weight, const std::vector<int32_t>& targets, bool argmax);
+  HeadOutput logProbs(const at::Tensor& hidden, const at::Tensor& weight, const std::vector<int32_t>& targets,
+                      bool argmax);
 
   // dLogp: rows [first, last) of the output are known; fill in their dLoss/dlogp. Called once for each unit of rows, in
   // order, as soon as its log-probs exist.
   using Gradient = std::function<void(const HeadOutput& output, int64_t first, int64_t last, at::Tensor& dLogp)>;
-  // Forward and backward in one pass. unitOffsets cut the rows into units (a prompt's responses) that the gradient needs
-  // whole: units are gathered into chunks, their logits kept until the gradient is known and turned into it in place.
-  // A unit larger than a chunk has its logits computed twice instead (the same GEMMs in the same shapes).
+  // Forward and backward in one pass. unitOffsets cut the rows into units (a prompt's responses) that the gradient
+  // needs whole: units are gathered into chunks, their logits kept until the gradient is known and turned into it in
+  // place. A unit larger than a chunk has its logits computed twice instead (the same GEMMs in the same shapes).
   // Returns the log-probs; writes dHidden [R, H], adds to dWeight [V, H].
   HeadOutput forwardBackward(const at::Tensor& hidden, const at::Tensor& weight, const std::vector<int32_t>& targets,
-                             const std::vector<int64_t>& unitOffsets, const Gradient& gradient, const at::Tensor& dHidden,
-                             const at::Tensor& dWeight);
+                             const std::vector<int64_t>& unitOffsets, const Gradient& gradient,
+                             const at::Tensor& dHidden, const at::Tensor& dWeight);
 
   // Backward alone, from a given lse and dLoss/dlogp [R].
   void backward(const at::Tensor& hidden, const at::Tensor& weight, const std::vector<int32_t>& targets,

@@ -66,11 +66,13 @@ LogProbs Model::logProbs(const Batch& batch, bool perToken, bool argmax) {
 
 Accumulated Model::accumulate(const Batch& batch, const Objective& objective, double normalizer) {
   batch.validate(config_.vocabSize);
-  if (batch.contestGroups.empty()) fail("ERR_DATA", "accumulate needs contests: the batch has only log-probs to compute");
+  if (batch.contestGroups.empty())
+    fail("ERR_DATA", "accumulate needs contests: the batch has only log-probs to compute");
   workspace_.reset();
   const int64_t K = batch.responses();
   PredictedRows rows(batch);
-  Accumulated result{0, std::vector<double>(K), std::vector<int32_t>(K), std::vector<double>(batch.contestWeights.size()),
+  Accumulated result{0, std::vector<double>(K), std::vector<int32_t>(K),
+                     std::vector<double>(batch.contestWeights.size()),
                      std::vector<double>(batch.contestWeights.size())};
   std::vector<double> gradient(K);
   for (int64_t k = 0; k < K; ++k) {
@@ -95,9 +97,10 @@ Accumulated Model::accumulate(const Batch& batch, const Objective& objective, do
       const S* logp = static_cast<const S*>(output.logp.data_ptr());
       S* d = static_cast<S*>(dLogp.data_ptr());
       for (int32_t k = batch.groupOffsets[firstGroup]; k < batch.groupOffsets[g]; ++k)
-        for (int64_t r = rows.responseOffsets[k]; r < rows.responseOffsets[k + 1]; ++r) result.logps[k] += double(logp[r]);
-      evaluateContests(objective, batch, firstGroup, g, result.logps, result.counts, normalizer, gradient, result.losses,
-                       result.margins);
+        for (int64_t r = rows.responseOffsets[k]; r < rows.responseOffsets[k + 1]; ++r)
+          result.logps[k] += double(logp[r]);
+      evaluateContests(objective, batch, firstGroup, g, result.logps, result.counts, normalizer, gradient,
+                       result.losses, result.margins);
       for (int32_t k = batch.groupOffsets[firstGroup]; k < batch.groupOffsets[g]; ++k)
         for (int64_t r = rows.responseOffsets[k]; r < rows.responseOffsets[k + 1]; ++r) d[r] = S(gradient[k]);
     });
@@ -106,8 +109,10 @@ Accumulated Model::accumulate(const Batch& batch, const Objective& objective, do
   const auto& grads = weights_.gradView();
   head_.forwardBackward(predicted, weights_.view.head, rows.targets, unitOffsets, dLossDLogp, dPredicted, grads.head);
 
-  for (size_t q = 0; q < result.losses.size(); ++q) result.loss += batch.contestWeights[q] * result.losses[q] / normalizer;
-  if (!std::isfinite(result.loss)) fail("ERR_NON_FINITE", "the loss of a micro-batch is " + std::to_string(result.loss));
+  for (size_t q = 0; q < result.losses.size(); ++q)
+    result.loss += batch.contestWeights[q] * result.losses[q] / normalizer;
+  if (!std::isfinite(result.loss))
+    fail("ERR_NON_FINITE", "the loss of a micro-batch is " + std::to_string(result.loss));
   if (!rows.all) {
     dHidden.zero_();
     dHidden.index_copy_(0, rows.index(), dPredicted);

@@ -10,10 +10,10 @@
 namespace wrpo {
 
 struct LogProbs {
-  std::vector<double> sums;       // [K] summed log-prob of each response
-  std::vector<int32_t> counts;    // [K] predicted tokens of each response
-  std::vector<double> perToken;   // one a predicted token, responses in order, when asked for
-  std::vector<uint8_t> argmax;    // whether each predicted token was the arg max, when asked for
+  std::vector<double> sums;      // [K] summed log-prob of each response
+  std::vector<int32_t> counts;   // [K] predicted tokens of each response
+  std::vector<double> perToken;  // one a predicted token, responses in order, when asked for
+  std::vector<uint8_t> argmax;   // whether each predicted token was the arg max, when asked for
 };
 
 struct Accumulated {

@@ -18,8 +18,8 @@ class AdamW {
  public:
   AdamW(Weights& weights, const AdamWOptions& options);
 
-  // The learning rate of the update that follows `step` completed ones: rising linearly from 0 over the warm-up, then the
-  // schedule (transformers' get_cosine_schedule_with_warmup and its siblings).
+  // The learning rate of the update that follows `step` completed ones: rising linearly from 0 over the warm-up, then
+  // the schedule (transformers' get_cosine_schedule_with_warmup and its siblings).
   static double learningRateAt(const AdamWOptions& options, int64_t step);
 
   struct Step {

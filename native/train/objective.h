@@ -1,10 +1,10 @@
 // Every preference objective in one form. A contest between responses of one prompt has the margin
 //   z = beta * sum_k c_k (u_k P_k - B_k) - gamma,
-// P_k the summed policy log-prob, c_k the response's coefficient, u_k = 1 or 1 / length, B_k the reference's log-prob in
-// the same unit (0 without a reference); its loss is phi(z):
-//   sigmoid  (1 - e) softplus(-z) + e softplus(z)      DPO, WRPO (Eq. 6, 7), its Eq. 9 variant, SimPO; e = label smoothing
-//   ipo      (z / beta - 1 / (2 beta))^2               IPO and WRPO-IPO; beta is the paper's tau
-//   linear   -sum_k c_k u_k P_k                        SFT
+// P_k the summed policy log-prob, c_k the response's coefficient, u_k = 1 or 1 / length, B_k the reference's log-prob
+// in the same unit (0 without a reference); its loss is phi(z):
+//   sigmoid  (1 - e) softplus(-z) + e softplus(z)      DPO, WRPO (Eq. 6, 7), its Eq. 9 variant, SimPO; e = label
+//   smoothing ipo      (z / beta - 1 / (2 beta))^2               IPO and WRPO-IPO; beta is the paper's tau linear
+//   -sum_k c_k u_k P_k                        SFT
 // and dLoss/dP_k = beta u_k c_k phi'(z). Which coefficients make which method is a table in lib/train/objective.ts.
 #pragma once
 #include <cstdint>
@@ -20,8 +20,8 @@ struct Objective {
   bool lengthNormalized = false;
 };
 
-// One contest: log-probs P and reference (empty = none), lengths and coefficients of the responses that meet. Returns the
-// loss and margin, and adds scale * dLoss/dP_k to gradient[k].
+// One contest: log-probs P and reference (empty = none), lengths and coefficients of the responses that meet. Returns
+// the loss and margin, and adds scale * dLoss/dP_k to gradient[k].
 struct Outcome {
   double loss, margin;
 };
