@@ -267,8 +267,8 @@ std::function<void()> copyOf(int64_t bytes) {
   };
 }
 
-// Interleaved rounds, so that a busy machine slows all three alike; medians of seven, after one to warm up. An op in place
-// can pass the copy, which also fetches the lines it is about to overwrite.
+// Interleaved rounds, so that a busy machine slows all three alike; medians of seven, after one to warm up. An op in
+// place can pass the copy, which also fetches the lines it is about to overwrite.
 void perf(const Case& c, at::ScalarType dtype, bool backward) {
   constexpr int rounds = 7;
   const Traffic& traffic = backward ? c.backward : c.forward;

@@ -43,20 +43,18 @@ Batch parseBatch(Napi::Value value) {
   auto o = value.As<Napi::Object>();
   auto ints = [&](const char* key) { return numbers<int32_t>(o, key); };
   auto doubles = [&](const char* key) { return numbers<double>(o, key); };
-  Batch batch{ints("tokens"),
-              ints("positions"),
-              ints("targets"),
-              ints("promptOffsets"),
-              ints("responseOffsets"),
-              ints("groupOffsets"),
-              ints("contestGroups"),
-              ints("contestOffsets"),
-              ints("contestResponses"),
-              doubles("contestCoefficients"),
-              doubles("contestWeights"),
-              doubles("reference")};
-  if (batch.tokens.empty()) fail("ERR_DATA", "a packed batch must hold at least one token");
-  return batch;
+  return {ints("tokens"),
+          ints("positions"),
+          ints("targets"),
+          ints("promptOffsets"),
+          ints("responseOffsets"),
+          ints("groupOffsets"),
+          ints("contestGroups"),
+          ints("contestOffsets"),
+          ints("contestResponses"),
+          doubles("contestCoefficients"),
+          doubles("contestWeights"),
+          doubles("reference")};
 }
 
 bool flag(Napi::Value options, const char* key) {

@@ -318,7 +318,7 @@ describe('what a run tells', () => {
       gradientAccumulationSteps: 1,
       learningRate: 1e-3,
       alpha: 0.5,
-      lrSchedulerType: 'constant',
+      lrSchedulerType: 'constant' as const,
     },
     ...{ warmupRatio: 0, loggingSteps: 3, evalSteps: 2, saveSteps: 2, beta: 0.1, disableTqdm: true },
   } as const;

@@ -1,6 +1,6 @@
 /** What the tests of training, resuming, the engine and the command line share: processes, rows, files. */
 import { type ChildProcess, type SpawnOptions, spawn } from 'node:child_process';
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -245,9 +245,3 @@ export function filesBelow(dir: string): string[] {
 }
 
 export const leftovers = (dir: string) => filesBelow(dir).filter((name) => /\.tmp$/.test(name));
-
-export function emptyDirectory(dir: string): string {
-  rmSync(dir, { recursive: true, force: true });
-  mkdirSync(dir, { recursive: true });
-  return dir;
-}

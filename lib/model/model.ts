@@ -7,6 +7,7 @@ import {
   type ContestForm,
   callNative,
   type LogProbs,
+  lend,
   type MemoryStats,
   type NamedTensor,
   type NativeAddon,
@@ -15,7 +16,7 @@ import {
 } from '../native/addon.js';
 import { loadNative } from '../native/load.js';
 import { type ModelConfig, parseModelConfig, readModelConfig } from './config.js';
-import { loadTensors, readModelTensors, saveModel } from './safetensors.js';
+import { loadTensors, readModelTensors, type StoredTensor, saveModel } from './safetensors.js';
 
 export interface ModelOptions {
   /**
@@ -52,17 +53,17 @@ export class Model {
     const stored = readModelTensors(directory);
     const model = Model.#construct(config, options, directory);
     try {
-      const tied = config.tieWordEmbeddings;
-      await loadTensors(model.addon, model.#masters(), stored, {
-        where: directory,
-        ignore: (name) => (tied && name === 'lm_head.weight') || name.endsWith('.rotary_emb.inv_freq'),
-      });
-      await callNative(() => model.handle.syncWork());
+      await model.#fill(stored, directory);
     } catch (error) {
       await model.close();
       throw error;
     }
     return model;
+  }
+
+  /** Replaces the weights by those of a model directory of the same shape, such as a checkpoint. */
+  async loadWeights(directory: string): Promise<void> {
+    await this.#fill(readModelTensors(directory), directory);
   }
 
   /**
@@ -130,7 +131,7 @@ export class Model {
     const { torch_dtype: v4, dtype: v5, ...rest } = this.config.huggingFace;
     const key = v4 !== undefined && v5 === undefined ? 'torch_dtype' : 'dtype';
     const config = { architectures: ['LlamaForCausalLM'], ...rest, [key]: dtype };
-    await saveModel(this.addon, directory, this.#masters(), dtype, config, maxShardBytes);
+    await lend(this.#masters(), (masters) => saveModel(this.addon, directory, masters, dtype, config, maxShardBytes));
   }
 
   /** Bytes of tensors in this process. */
@@ -145,6 +146,13 @@ export class Model {
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
+  }
+
+  async #fill(stored: Map<string, StoredTensor>, where: string): Promise<void> {
+    const unused = (name: string) =>
+      (this.config.tieWordEmbeddings && name === 'lm_head.weight') || name.endsWith('.rotary_emb.inv_freq');
+    await lend(this.#masters(), (masters) => loadTensors(this.addon, masters, stored, { where, ignore: unused }));
+    await this.syncWork();
   }
 
   /** For the addon to read or write in its turn, whatever is queued before. */

@@ -201,3 +201,15 @@ export function callNative<T>(body: () => T): T {
     throw fromNative(error);
   }
 }
+
+/**
+ * Runs `body` on tensors that nobody else holds, then lets go of them: a handle left to the garbage collector keeps a
+ * whole model's memory.
+ */
+export async function lend<T>(tensors: NamedTensor[], body: (tensors: NamedTensor[]) => Promise<T>): Promise<T> {
+  try {
+    return await body(tensors);
+  } finally {
+    for (const { tensor } of tensors) tensor.dispose();
+  }
+}

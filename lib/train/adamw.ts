@@ -2,7 +2,7 @@
 import { join } from 'node:path';
 import type { Model } from '../model/model.js';
 import { loadTensors, readHeader, saveTensorFile } from '../model/safetensors.js';
-import { callNative, type NamedTensor, type NativeAdamW } from '../native/addon.js';
+import { callNative, lend, type NamedTensor, type NativeAdamW } from '../native/addon.js';
 import { loadNative } from '../native/load.js';
 
 export interface AdamWOptions {
@@ -64,12 +64,13 @@ export class AdamW {
   /** Writes both moments to `dir/optimizer.safetensors`. */
   save(dir: string): Promise<void> {
     const dtype = this.#model.dtype === 'float64' ? 'float64' : 'float32';
-    return saveTensorFile(loadNative(), join(dir, FILE), this.#state(), dtype);
+    return lend(this.#state(), (state) => saveTensorFile(loadNative(), join(dir, FILE), state, dtype));
   }
 
   /** Reads what `save` wrote; `completed` is the number of updates it belongs to. */
   async load(dir: string, completed: number): Promise<void> {
-    await loadTensors(loadNative(), this.#state(), readHeader(join(dir, FILE)), { where: join(dir, FILE) });
+    const where = join(dir, FILE);
+    await lend(this.#state(), (state) => loadTensors(loadNative(), state, readHeader(where), { where }));
     this.#handle.completed = completed;
   }
 

@@ -5,8 +5,6 @@ import { join } from 'node:path';
 import { appendLines, writeError, writeFileAtomic } from '../data/files.js';
 import { WrpoError } from '../errors.js';
 import type { Model } from '../model/model.js';
-import { loadTensors, readModelTensors } from '../model/safetensors.js';
-import { loadNative } from '../native/load.js';
 import { AdamW } from './adamw.js';
 import { resolveArgs, type TrainingArgs, type TrainingArgsInput } from './args.js';
 import {
@@ -143,7 +141,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     };
 
     if (checkpoint) {
-      await this.#restore(model, checkpoint.dir);
+      await model.loadWeights(checkpoint.dir);
       await optimizer.load(checkpoint.dir, checkpoint.step);
       ({ state, lossSum } = checkpoint);
       means.restore(checkpoint.pending);
@@ -291,12 +289,6 @@ export class Trainer extends EventEmitter<TrainerEvents> {
       'the training data': hashRows(train.rows, roles),
       'the number of steps': total,
     };
-  }
-
-  async #restore(model: Model, dir: string): Promise<void> {
-    const targets = [...model.parameters({ master: true })].map(([name, tensor]) => ({ name, tensor }));
-    await loadTensors(loadNative(), targets, readModelTensors(dir), { where: dir });
-    await model.syncWork();
   }
 
   #log(state: TrainerState, values: Metrics): void {

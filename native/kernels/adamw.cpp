@@ -37,6 +37,12 @@ WRPO_CLONES void update(double* p, double* g, double* m, double* v, const AdamWS
   updateRange<double>(p, g, m, v, s, b, e);
 }
 
+WRPO_CLONES void roundTo(c10::BFloat16* to, const float* from, int64_t n) {
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) store<c10::BFloat16>(to + i, load<float>(from + i));
+  for (; i < n; ++i) to[i] = c10::BFloat16(from[i]);
+}
+
 WRPO_CLONES double squares(const float* g, int64_t n) {
   double total = 0;
   for (int64_t i = 0; i < n; i += 1024) {
@@ -69,10 +75,13 @@ void adamwUpdate(const at::Tensor& master, const at::Tensor& work, const at::Ten
     if constexpr (!std::is_same_v<S, c10::BFloat16>) {
       bool copy = work.data_ptr() != master.data_ptr();
       parallelRows(chunks(master.numel()), 1, [&](int64_t first, int64_t last) {
-        int64_t begin = first * chunk, end = std::min(master.numel(), last * chunk);
-        update(data<S>(master), data<S>(grad), data<S>(m), data<S>(v), step, begin, end);
-        if (copy)
-          for (int64_t i = begin; i < end; ++i) data<c10::BFloat16>(work)[i] = c10::BFloat16(float(data<S>(master)[i]));
+        // A chunk at a time, so that the copy reads it from the cache.
+        for (int64_t begin = first * chunk; begin < std::min(master.numel(), last * chunk); begin += chunk) {
+          int64_t end = std::min(master.numel(), begin + chunk);
+          update(data<S>(master), data<S>(grad), data<S>(m), data<S>(v), step, begin, end);
+          if constexpr (std::is_same_v<S, float>)
+            if (copy) roundTo(data<c10::BFloat16>(work) + begin, data<float>(master) + begin, end - begin);
+        }
       });
     }
   });
