@@ -16,9 +16,9 @@ void checkOffsets(const char* name, const std::vector<int32_t>& offsets, int64_t
 }  // namespace
 
 void Batch::validate(int64_t vocabSize) const {
+  if (tokens.empty()) fail("ERR_DATA", "a packed batch must hold at least one token");
   if (promptOffsets.empty() || responseOffsets.empty())
     fail("ERR_DATA", "a batch needs promptOffsets and responseOffsets");
-  if (tokens.empty()) fail("ERR_DATA", "a packed batch must hold at least one token");
   checkOffsets("promptOffsets", promptOffsets, promptTokens());
   checkOffsets("responseOffsets", responseOffsets, int64_t(targets.size()));
   checkOffsets("groupOffsets", groupOffsets, responses());
