@@ -1,8 +1,7 @@
 /** `wrpo logprobs`: one JSON line a row, with the summed log-prob of each response the row has. */
 
 import { once } from 'node:events';
-import { closeSync, existsSync, fsyncSync, openSync, renameSync, rmSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { closeSync, fsyncSync, openSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { writeError } from '../data/files.js';
 import { splitMicrobatches } from '../data/pack.js';
 import { loadPreferences, type PreferenceRow, type Role } from '../data/preferences.js';
@@ -10,7 +9,7 @@ import { WrpoError } from '../errors.js';
 import { Model } from '../model/model.js';
 import type { ComputeDtype } from '../native/addon.js';
 import { encodeRows } from '../text/encode.js';
-import { Tokenizer } from '../text/tokenizer.js';
+import { tokenizerOf } from '../train/prepare.js';
 import { logProbsOf } from '../train/reference.js';
 
 const MICROBATCH_TOKENS = 2048;
@@ -26,8 +25,7 @@ export async function logprobs(options: {
   }
   const rows = await loadPreferences(options.data);
   const model = await Model.load(options.model, { dtype: options.dtype as ComputeDtype });
-  const hasTokenizer = existsSync(join(options.model, 'tokenizer.json'));
-  const tokenizer = hasTokenizer ? await Tokenizer.load(options.model) : undefined;
+  const tokenizer = await tokenizerOf(model);
   const sink = openSink(options.output);
   try {
     for (const run of runsOfEqualRoles(rows)) {

@@ -33,12 +33,11 @@ export function writeFileAtomic(path: string, text: string): void {
 }
 
 /** Appends whole lines to `path`. */
-export function appendLines(path: string, lines: string[], { sync = false } = {}): void {
+export function appendLines(path: string, lines: string[]): void {
   try {
     const handle = openSync(path, 'a');
     try {
       writeFileSync(handle, lines.map((line) => `${line}\n`).join(''));
-      if (sync) fsyncSync(handle);
     } finally {
       closeSync(handle);
     }

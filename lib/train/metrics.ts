@@ -75,10 +75,6 @@ export class MetricMeans {
     this.#weight += perToken ? example.tokens : 1;
   }
 
-  get examples(): number {
-    return this.#examples;
-  }
-
   means(): Metrics {
     return Object.fromEntries(
       Object.entries(this.#sums).map(([name, sum]) => [name, sum / (name === 'loss' ? this.#weight : this.#examples)]),

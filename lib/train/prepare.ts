@@ -26,6 +26,8 @@ export interface DataOptions {
 /** The encoded rows of a data set with, once known, their reference log-probs. */
 export interface Split {
   rows: EncodedRow[];
+  /** Of every token id. */
+  hash: string;
   reference?: ReferenceColumn;
 }
 
@@ -67,7 +69,7 @@ export async function prepare(
         `${name}: ${rows.length} rows, ${dropped} dropped (prompt too long), ${truncated} responses cut to max_length`,
       );
     }
-    return { rows: encoded };
+    return { rows: encoded, hash: hashRows(encoded, roles) };
   };
   const train = await encode(trainRows, 'training data');
   const evalSplit = evalRows && (await encode(evalRows, 'evaluation data'));
@@ -90,7 +92,7 @@ export async function fillReference(run: Prepared, args: TrainingArgs, signal?: 
         file: join(args.outputDir, `reference-${name}.jsonl`),
         key: {
           'model weights': run.fingerprint,
-          'token ids': hashRows(split.rows, run.roles),
+          'token ids': split.hash,
           roles: run.roles.join(),
           dtype: run.model.dtype,
         },
@@ -126,7 +128,8 @@ async function open(model: string | Model, { dtype }: TrainingArgs): Promise<Mod
   return typeof model === 'string' ? Model.load(model, { dtype }) : model;
 }
 
-async function tokenizerOf({ directory }: Model): Promise<Tokenizer | undefined> {
+/** The tokenizer in the directory a model came from, if there is one. */
+export async function tokenizerOf({ directory }: Model): Promise<Tokenizer | undefined> {
   return directory && existsSync(join(directory, 'tokenizer.json')) ? Tokenizer.load(directory) : undefined;
 }
 

@@ -20,7 +20,6 @@ import { MetricMeans, type Metrics, Rate } from './metrics.js';
 import { type Objective, objectiveOf } from './objective.js';
 import { type DataOptions, fillReference, type Prepared, prepare, type Split } from './prepare.js';
 import { progressBar } from './progress.js';
-import { hashRows } from './reference.js';
 import { describeRun, VERSION } from './run.js';
 import { alphaAt, epochOrder, totalSteps } from './schedule.js';
 import { accumulateBatch, naming } from './step.js';
@@ -102,7 +101,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   async *steps({ resumeFromCheckpoint, signal }: TrainOptions = {}): AsyncGenerator<StepResult, void> {
     const { args } = this;
     const run = await this.#prepare();
-    const { model, roles } = run;
+    const { model } = run;
     const { rows } = run.train;
     const globalBatch = args.perDeviceTrainBatchSize * args.gradientAccumulationSteps;
     const stepsPerEpoch = Math.ceil(rows.length / globalBatch);
@@ -114,7 +113,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     const from =
       resumeFromCheckpoint === true ? listCheckpoints(args.outputDir).at(-1) : resumeFromCheckpoint || undefined;
     const checkpoint = from === undefined ? undefined : readCheckpoint(from, resume);
-    await describeRun(args, { 'model weights': run.fingerprint, 'training data': hashRows(rows, roles) });
+    await describeRun(args, { 'model weights': run.fingerprint, 'training data': run.train.hash });
     // With the initial weights: those of a checkpoint come after it.
     await this.#fillReference(run, signal);
 
@@ -278,7 +277,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   }
 
   /** What must be equal for a checkpoint to be continued to the same bits. */
-  #resumeKey({ fingerprint, referenceFingerprint, train, roles }: Prepared, total: number): ResumeKey {
+  #resumeKey({ fingerprint, referenceFingerprint, train }: Prepared, total: number): ResumeKey {
     const { args } = this;
     return {
       ...Object.fromEntries(RESUME_ARGS.map((name) => [name, args[name] ?? 'default'])),
@@ -286,7 +285,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
       // After the settings that they follow from, so that an error names the cause.
       'the initial model': fingerprint,
       'the reference model': referenceFingerprint,
-      'the training data': hashRows(train.rows, roles),
+      'the training data': train.hash,
       'the number of steps': total,
     };
   }

@@ -89,7 +89,7 @@ Accumulated Model::accumulate(const Batch& batch, const Objective& objective, do
 
   // Called with the log-probs of whole prompts, in order: [g, next) are the prompts whose rows just became known.
   int64_t g = 0;
-  auto dLossDLogp = [&](const HeadOutput& output, int64_t first, int64_t last, at::Tensor& dLogp) {
+  auto dLossDLogp = [&](const HeadOutput& output, int64_t, int64_t last, at::Tensor& dLogp) {
     int64_t firstGroup = g;
     while (g < batch.groups() && unitOffsets[g + 1] <= last) ++g;
     byType(output.logp.scalar_type(), [&](auto zero) {
@@ -104,7 +104,6 @@ Accumulated Model::accumulate(const Batch& batch, const Objective& objective, do
       for (int32_t k = batch.groupOffsets[firstGroup]; k < batch.groupOffsets[g]; ++k)
         for (int64_t r = rows.responseOffsets[k]; r < rows.responseOffsets[k + 1]; ++r) d[r] = S(gradient[k]);
     });
-    (void)first;
   };
   const auto& grads = weights_.gradView();
   head_.forwardBackward(predicted, weights_.view.head, rows.targets, unitOffsets, dLossDLogp, dPredicted, grads.head);
