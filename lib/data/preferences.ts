@@ -36,21 +36,29 @@ const NAMES: Record<Role, readonly string[]> = {
 const ROLES = Object.keys(NAMES) as Role[];
 const KNOWN = new Set(['prompt', 'chosen', 'messages', ...Object.values(NAMES).flat()]);
 
-/** Reads preference rows from a file with one JSON object a line. */
+/** All rows of a file. Throws ERR_DATA naming the file and line of what cannot be read, and when there is nothing to read. */
 export async function loadPreferences(path: string): Promise<PreferenceRow[]> {
+  const rows: PreferenceRow[] = [];
+  for await (const row of readPreferences(path)) rows.push(row);
+  return rows;
+}
+
+/** The same rows one at a time, for files larger than memory. */
+export async function* readPreferences(path: string): AsyncGenerator<PreferenceRow> {
   if (!['.jsonl', '.json'].includes(extname(path).toLowerCase())) {
     throw fault(path, 'only .jsonl and .json files with one JSON object a line are read');
   }
-  const rows: PreferenceRow[] = [];
   let number = 0;
+  let rows = 0;
   for await (const line of lines(path)) {
     const where = `${basename(path)} line ${++number}`;
     if (!isUtf8(line)) throw fault(where, 'not valid UTF-8');
     const text = line.toString();
-    if (text.trim() !== '') rows.push(toPreferenceRow(parse(text, where), where));
+    if (text.trim() === '') continue;
+    rows++;
+    yield toPreferenceRow(parse(text, where), where);
   }
-  if (rows.length === 0) throw fault(path, 'the file holds no rows');
-  return rows;
+  if (rows === 0) throw fault(path, 'the file holds no rows');
 }
 
 /** Reads one row, of whichever shape; `where` names it in errors. */

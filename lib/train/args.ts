@@ -46,8 +46,17 @@ function buildSchema({ z }: typeof import('zod')) {
     sharePrompt: z.boolean().default(true),
 
     maxLength: count.default(2048),
-    /** Rows with a longer prompt are dropped. */
+    /** Rows with a longer prompt are dropped; with `templateMode: authors`, what is kept of a prompt that is too long. */
     maxPromptLength: count.optional(),
+    /** How text becomes tokens: `default` as the chat template has it, `authors` as the paper's own script does it. */
+    templateMode: z.enum(['default', 'authors']).default('default'),
+    /** Which end of a prompt that is too long is kept, with `templateMode: authors`. */
+    truncationMode: z.enum(['keep_end', 'keep_start']).default('keep_end'),
+    /** `sft`: the loss on the response alone, or on all tokens. */
+    completionOnlyLoss: z.boolean().default(true),
+    /** `sft`: `wrapped` with `packing` joins all texts and cuts them into blocks of `maxLength`; else rows stay whole. */
+    packing: z.boolean().default(false),
+    packingStrategy: z.enum(['bfd', 'wrapped']).default('bfd'),
     dtype: z.enum(['float32', 'bfloat16', 'float64']).default('float32'),
     shuffle: z.boolean().default(true),
     seed: z.number().int().default(42),
