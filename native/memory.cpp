@@ -6,9 +6,13 @@
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/alloc_cpu.h>
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 #include <mutex>
+#include <new>
 
 namespace wrpo {
 namespace {
@@ -23,6 +27,22 @@ void raise(std::atomic<int64_t>& maximum, int64_t value) {
   }
 }
 
+// Large blocks on huge pages: a GEMM walks columns of matrices whose rows are pages apart, and misses of the address
+// cache then cost as much as its arithmetic.
+void* allocateBlock(size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr size_t hugePage = size_t(2) << 20;
+  if (bytes >= 2 * hugePage) {
+    size_t whole = (bytes + hugePage - 1) / hugePage * hugePage;
+    void* block = std::aligned_alloc(hugePage, whole);
+    if (!block) throw std::bad_alloc();
+    madvise(block, whole, MADV_HUGEPAGE);
+    return block;
+  }
+#endif
+  return c10::alloc_cpu(bytes);
+}
+
 void deallocate(void* p) {
   if (!p) return;
   char* block = static_cast<char*>(p) - header;
@@ -33,7 +53,7 @@ void deallocate(void* p) {
 struct CountingAllocator final : c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     if (bytes == 0) return {nullptr, nullptr, &deallocate, at::kCPU};
-    char* block = static_cast<char*>(c10::alloc_cpu(bytes + header));
+    char* block = static_cast<char*>(allocateBlock(bytes + header));
     *reinterpret_cast<int64_t*>(block) = int64_t(bytes);
     raise(peak, current.fetch_add(int64_t(bytes), std::memory_order_relaxed) + int64_t(bytes));
     raise(largest, int64_t(bytes));

@@ -3,7 +3,9 @@
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
 
+#include "kernels/gemm.h"
 #include "kernels/kernels.h"
+#include "model/blocked_attention.h"
 
 namespace wrpo {
 namespace {
@@ -45,6 +47,8 @@ Qkv split(const ModelConfig& c, const at::Tensor& qkv, Range queries, Range keys
 
 void attentionForward(const ModelConfig& c, const Batch& batch, const at::Tensor& qkv, const at::Tensor& out,
                       const at::Tensor& lse, bool promptQueries) {
+  if (qkv.scalar_type() == at::kFloat && sgemmPays())
+    return blockedAttentionForward(c, batch, qkv, out, lse, promptQueries);
   auto self = [&](Range r) {
     if (r.length == 0) return;
     auto [q, k, v] = split(c, qkv, r, r);
@@ -66,6 +70,8 @@ void attentionForward(const ModelConfig& c, const Batch& batch, const at::Tensor
 
 void attentionBackward(const ModelConfig& c, const Batch& batch, const at::Tensor& dOut, const at::Tensor& qkv,
                        const at::Tensor& out, const at::Tensor& lse, const at::Tensor& dQkv, bool promptQueries) {
+  if (qkv.scalar_type() == at::kFloat && sgemmPays())
+    return blockedAttentionBackward(c, batch, dOut, qkv, out, lse, dQkv, promptQueries);
   auto part = [&](Range queries, Range keys, bool causal) {
     auto [q, k, v] = split(c, qkv, queries, keys);
     return at::_scaled_dot_product_flash_attention_for_cpu_backward(heads(dOut, queries, 0, c.heads, c.headDim), q, k,

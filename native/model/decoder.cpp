@@ -9,23 +9,38 @@
 
 #include "error.h"
 #include "kernels/dispatch.h"
+#include "kernels/gemm.h"
 #include "kernels/kernels.h"
 #include "model/attention.h"
 
 namespace wrpo {
 
+namespace {
+
+bool useSgemm(const at::Tensor& t) { return t.scalar_type() == at::kFloat && sgemmPays(); }
+Strided plain(const at::Tensor& t) { return {data<float>(t), t.stride(0), 1}; }
+Strided transposed(const at::Tensor& t) { return {data<float>(t), 1, t.stride(0)}; }
+
+}  // namespace
+
 // The *_out ops resize a destination of another shape instead of refusing it; the shapes here are ours by construction.
 void linear(const at::Tensor& y, const at::Tensor& x, const at::Tensor& w) {
+  if (useSgemm(x))
+    return sgemm(x.size(0), w.size(0), x.size(1), plain(x), transposed(w), data<float>(y), y.stride(0), false);
   at::Tensor out = y;
   at::mm_out(out, x, w.t());
 }
 
 void linearInputGradient(const at::Tensor& dx, const at::Tensor& dy, const at::Tensor& w) {
+  if (useSgemm(dy))
+    return sgemm(dy.size(0), w.size(1), dy.size(1), plain(dy), plain(w), data<float>(dx), dx.stride(0), false);
   at::Tensor out = dx;
   at::mm_out(out, dy, w);
 }
 
 void linearWeightGradient(const at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x) {
+  if (useSgemm(dy))
+    return sgemm(dy.size(1), x.size(1), dy.size(0), transposed(dy), plain(x), data<float>(dw), dw.stride(0), true);
   at::Tensor out = dw;
   if (dy.scalar_type() == dw.scalar_type()) at::addmm_out(out, dw, dy.t(), x);
   else out.add_(at::mm(dy.t(), x));
