@@ -84,14 +84,13 @@ export async function fetchRepository(request: RepositoryRequest): Promise<strin
   } catch (cause) {
     throw await hubFault(request, cache, cause);
   }
+  const outside = entries.find(({ path }) => isAbsolute(path) || path.split('/').includes('..'));
+  if (outside) throw fault(request, `names a file outside of itself, "${outside.path}"`);
   const directory = join(cache, 'snapshots', commit);
   await mkdir(directory, { recursive: true });
   const chosen = new Set(choose(entries.map(({ path }) => path)));
   for (const entry of entries.filter(({ path }) => chosen.has(path))) {
     const path = join(directory, entry.path);
-    if (relative(directory, path).startsWith('..') || isAbsolute(entry.path)) {
-      throw fault(request, `names a file outside of itself, "${entry.path}"`);
-    }
     if (existsSync(path)) continue;
     const blob = join(cache, 'blobs', entry.lfs?.oid ?? entry.oid);
     if (!existsSync(blob)) {

@@ -41,7 +41,7 @@ async function filesOf(source: string, options: SourceOptions): Promise<string[]
 
 async function filesOfDirectory(directory: string, options: SourceOptions): Promise<string[]> {
   if (existsSync(join(directory, 'dataset_dict.json'))) {
-    const { splits } = await readJson<{ splits: string[] }>(join(directory, 'dataset_dict.json'));
+    const { splits } = await readSaved<{ splits: string[] }>(join(directory, 'dataset_dict.json'), 'splits');
     const split = nameOfSplit(splits, directory, options.split ?? 'train')!;
     return savedFiles(join(directory, split));
   }
@@ -58,7 +58,7 @@ async function savedFiles(directory: string): Promise<string[]> {
     _indices_files?: unknown[] | null;
     _indices_data_files?: unknown[] | null;
   }
-  const state = await readJson<State>(join(directory, 'state.json'));
+  const state = await readSaved<State>(join(directory, 'state.json'), '_data_files');
   if (state._indices_files?.length || state._indices_data_files?.length) {
     throw fault(
       directory,
@@ -89,10 +89,14 @@ async function cardIn(directory: string) {
   return existsSync(path) ? readCard(await readFile(path, 'utf8')) : undefined;
 }
 
-async function readJson<T>(path: string): Promise<T> {
+/** One of the descriptions that `save_to_disk` writes; the list is what we need of it. */
+async function readSaved<T>(path: string, list: keyof T & string): Promise<T> {
+  let saved: T;
   try {
-    return JSON.parse(await readFile(path, 'utf8'));
+    saved = JSON.parse(await readFile(path, 'utf8'));
   } catch (cause) {
     throw fault(path, `cannot be read as what save_to_disk writes: ${(cause as Error).message}`, cause);
   }
+  if (!Array.isArray(saved?.[list])) throw fault(path, `is not what save_to_disk writes: it has no list "${list}"`);
+  return saved;
 }
