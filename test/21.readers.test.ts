@@ -497,7 +497,7 @@ describe('the hub', () => {
   it('private ones, with the token of the environment or of a login', async () => {
     hub.add('datasets/owner/private', { 'train.jsonl': line('p') }, TOKEN);
     const without = await refusal(() => loadPreferences('owner/private'));
-    expect(without).toContain('it is private or does not exist: check the id, or set HF_TOKEN');
+    expect(without).toContain('it is private, gated or not there: check the id, or set HF_TOKEN');
     process.env.HF_TOKEN = 'hf_another';
     expect(await refusal(() => loadPreferences('owner/private'))).toContain(
       `it needs permission: accept its terms at ${hub.url}/datasets/owner/private with the account of the token`,
@@ -548,7 +548,7 @@ describe('the hub', () => {
   it('one that never ends well leaves nothing that passes for whole, and is taken up by the next run', async () => {
     const long = line('y'.repeat(300_000));
     hub.add('datasets/owner/long', { 'train.jsonl': long });
-    hub.cuts.set('train.jsonl', [1000, 1000, 1000, 1000]);
+    hub.cuts.set('train.jsonl', [4000, 0, 0, 0, 0]);
     const text = await refusal(() => loadPreferences('owner/long'));
     expect(text).toContain(`it cannot be fetched from ${hub.url} (`);
     expect(existsSync(cache('datasets--owner--long', 'blobs', oidOf(Buffer.from(long))))).toBe(false);
@@ -572,6 +572,11 @@ describe('the hub', () => {
     expect(await refusal(() => loadPreferences('owner/pairs'))).toContain(
       'set HF_HUB_OFFLINE=1 to use what is in the cache',
     );
+  });
+
+  it('a cache that cannot be written is one sentence', async () => {
+    process.env.HF_HUB_CACHE = join(data('flat.jsonl'), 'cache');
+    expect(await refusal(() => loadPreferences('owner/pairs'))).toContain('it cannot be kept in the cache: ENOTDIR');
   });
 
   it('names that leave the repository are refused', async () => {

@@ -44,7 +44,10 @@ interface Entry {
 export const isHubId = (name: string): boolean => /^[A-Za-z0-9][\w.-]*\/[A-Za-z0-9][\w.-]*$/.test(name);
 
 /** The directory with what is needed of a model: configuration, tokenizer, safetensors; never pickled weights. */
-export function fetchModel(id: string, { revision, say }: Pick<RepositoryRequest, 'revision' | 'say'> = {}) {
+export function fetchModel(
+  id: string,
+  { revision, say }: Pick<RepositoryRequest, 'revision' | 'say'> = {},
+): Promise<string> {
   const needed =
     /^((generation_)?config\.json|model[^/]*\.safetensors(\.index\.json)?|(tokenizer|chat_template)[^/]*|(special_tokens_map|added_tokens|vocab)\.json|merges\.txt)$/;
   const choose = (paths: readonly string[]): string[] => {
@@ -63,27 +66,31 @@ export function fetchModel(id: string, { revision, say }: Pick<RepositoryRequest
  * Throws ERR_DATA or ERR_MODEL, in one sentence, when it is not there, may not be read or cannot be reached.
  */
 export async function fetchRepository(request: RepositoryRequest): Promise<string> {
-  const { type, id, revision = 'main', choose, say = () => {} } = request;
-  const cache = join(cacheDirectory(), `${type}s--${id.replace('/', '--')}`);
-  if (isOffline()) {
-    const directory = await cachedSnapshot(cache, revision);
-    if (directory === undefined) {
-      throw fault(request, 'is not in the cache, and HF_HUB_OFFLINE is set: unset it, or fill the cache elsewhere');
-    }
-    choose(await readdir(directory, { recursive: true }));
-    return directory;
+  try {
+    return isOffline() ? await findSnapshot(request) : await fetchSnapshot(request);
+  } catch (cause) {
+    throw await hubFault(request, cause);
   }
+}
+
+async function findSnapshot(request: RepositoryRequest): Promise<string> {
+  const directory = await cachedSnapshot(request);
+  if (directory === undefined) {
+    throw fault(request, 'is not in the cache, and HF_HUB_OFFLINE is set: unset it, or download it elsewhere');
+  }
+  request.choose(await readdir(directory, { recursive: true }));
+  return directory;
+}
+
+async function fetchSnapshot(request: RepositoryRequest): Promise<string> {
+  const { type, id, revision = 'main', choose, say = () => {} } = request;
+  const cache = cacheOf(request);
   const { modelInfo, datasetInfo, listFiles }: Hub = createRequire(import.meta.url)('@huggingface/hub');
   const params = { hubUrl: endpoint(), accessToken: token(request), name: id, additionalFields: ['sha'] as ['sha'] };
   const entries: Entry[] = [];
-  let commit: string;
-  try {
-    ({ sha: commit } = await (type === 'model' ? modelInfo : datasetInfo)({ ...params, revision }));
-    const repository = { repo: { type, name: id }, revision: commit, recursive: true } as const;
-    for await (const entry of listFiles({ ...params, ...repository })) if (entry.type === 'file') entries.push(entry);
-  } catch (cause) {
-    throw await hubFault(request, cache, cause);
-  }
+  const { sha: commit } = await (type === 'model' ? modelInfo : datasetInfo)({ ...params, revision });
+  const repository = { repo: { type, name: id }, revision: commit, recursive: true } as const;
+  for await (const entry of listFiles({ ...params, ...repository })) if (entry.type === 'file') entries.push(entry);
   const outside = entries.find(({ path }) => isAbsolute(path) || path.split('/').includes('..'));
   if (outside) throw fault(request, `names a file outside of itself, "${outside.path}"`);
   const directory = join(cache, 'snapshots', commit);
@@ -95,9 +102,7 @@ export async function fetchRepository(request: RepositoryRequest): Promise<strin
     const blob = join(cache, 'blobs', entry.lfs?.oid ?? entry.oid);
     if (!existsSync(blob)) {
       say(`downloading ${entry.path} of ${id} (${megabytes(entry.size)})`);
-      await download(request, commit, entry, blob).catch(async (cause) => {
-        throw await hubFault(request, cache, cause);
-      });
+      await download(request, commit, entry, blob);
     }
     await link(blob, path);
   }
@@ -121,34 +126,37 @@ async function download(request: RepositoryRequest, commit: string, entry: Entry
   const bearer = token(request);
   await mkdir(dirname(blob), { recursive: true });
   await (await open(part, 'a')).close();
-  for (let tries = 1; ; tries++) {
-    const { size: start } = await stat(part);
-    if (start === entry.size) break;
-    if (start > entry.size) {
+  let stuck = 0; // how many transfers in a row brought nothing
+  for (let had = -1; !existsSync(blob); ) {
+    const { size } = await stat(part);
+    if (size === entry.size) break;
+    if (size > entry.size) {
       rmSync(part);
-      throw new Error(`${entry.path} is longer than the hub says`);
+      throw fault(request, `sends more of ${entry.path} than its size: try again`);
     }
+    stuck = size > had ? 0 : stuck + 1;
+    had = size;
+    const headers: Record<string, string> = {};
+    if (bearer) headers.authorization = `Bearer ${bearer}`;
+    if (size > 0) headers.range = `bytes=${size}-`;
     try {
-      const headers: Record<string, string> = {};
-      if (bearer) headers.authorization = `Bearer ${bearer}`;
-      if (start > 0) headers.range = `bytes=${start}-`;
       const response = await fetch(url, { headers });
       if (!response.ok) throw Object.assign(new Error(response.statusText), { statusCode: response.status });
-      const from = response.status === 206 ? start : 0;
-      await pipeline(Readable.fromWeb(response.body!), createWriteStream(part, { flags: 'r+', start: from }));
+      const start = response.status === 206 ? size : 0;
+      await pipeline(Readable.fromWeb(response.body!), createWriteStream(part, { flags: 'r+', start }));
     } catch (cause) {
-      const { statusCode, path: local } = cause as Failure;
-      if (statusCode !== undefined || local !== undefined || tries === TRIES) throw cause;
+      const { statusCode, syscall } = cause as Failure;
+      if (statusCode !== undefined || syscall !== undefined || stuck === TRIES) throw cause;
+      await setTimeout(200 * (stuck + 1));
     }
-    if (tries > TRIES) throw new Error(`${entry.path} arrives incomplete`);
-    await setTimeout(200 * tries);
+    if (stuck > TRIES) throw fault(request, `does not send all of ${entry.path}: try again`);
   }
   await rename(part, blob).catch((cause) => {
     if (!existsSync(blob)) throw cause; // otherwise another process was first
   });
 }
 
-const TRIES = 4;
+const TRIES = 3;
 
 async function link(blob: string, path: string): Promise<void> {
   await mkdir(dirname(path), { recursive: true });
@@ -158,7 +166,9 @@ async function link(blob: string, path: string): Promise<void> {
 }
 
 /** What is in the cache of a revision. */
-async function cachedSnapshot(cache: string, revision: string): Promise<string | undefined> {
+async function cachedSnapshot(request: RepositoryRequest): Promise<string | undefined> {
+  const { revision = 'main' } = request;
+  const cache = cacheOf(request);
   const commit = await readFile(join(cache, 'refs', revision), 'utf8').catch(() => revision);
   const directory = join(cache, 'snapshots', commit.trim());
   return existsSync(directory) ? directory : undefined;
@@ -167,7 +177,8 @@ async function cachedSnapshot(cache: string, revision: string): Promise<string |
 // The variables of huggingface_hub, in its order.
 const { env } = process;
 const home = () => env.HF_HOME || join(env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'huggingface');
-const cacheDirectory = () => env.HF_HUB_CACHE || env.HUGGINGFACE_HUB_CACHE || join(home(), 'hub');
+const cacheOf = ({ type, id }: RepositoryRequest) =>
+  join(env.HF_HUB_CACHE || env.HUGGINGFACE_HUB_CACHE || join(home(), 'hub'), `${type}s--${id.replace('/', '--')}`);
 const endpoint = () => (env.HF_ENDPOINT || 'https://huggingface.co').replace(/\/+$/, '');
 const isOffline = () => /^(1|on|yes|true)$/i.test(env.HF_HUB_OFFLINE ?? '');
 
@@ -183,17 +194,17 @@ function token(request: RepositoryRequest): string | undefined {
 interface Failure extends Error {
   statusCode?: number;
   data?: { error?: string };
-  path?: string;
+  syscall?: string;
 }
 
-async function hubFault(request: RepositoryRequest, cache: string, cause: unknown): Promise<WrpoError> {
+async function hubFault(request: RepositoryRequest, cause: unknown): Promise<WrpoError> {
   if (cause instanceof WrpoError) return cause;
-  const { statusCode, data, path, message, cause: inner } = cause as Failure;
+  const { statusCode, data, syscall, message, cause: inner } = cause as Failure;
   const bearer = token(request);
   const page = `${endpoint()}/${request.type === 'dataset' ? 'datasets/' : ''}${request.id}`;
-  if (path !== undefined) return fault(request, `cannot be kept in the cache: ${message}`, cause);
+  if (syscall !== undefined) return fault(request, `cannot be kept in the cache: ${message}`, cause);
   if (statusCode === 401) {
-    const open = 'is private or does not exist: check the id, or set HF_TOKEN to a token that may read it';
+    const open = 'is private, gated or not there: check the id, or set HF_TOKEN to a token that may read it';
     return fault(request, bearer ? 'is not shown, since the token is not valid: renew it' : open, cause);
   }
   if (statusCode === 403) {
@@ -207,7 +218,7 @@ async function hubFault(request: RepositoryRequest, cache: string, cause: unknow
     return fault(request, `${what}: see ${page}`, cause);
   }
   if (statusCode !== undefined) return fault(request, `cannot be fetched: the hub answers ${statusCode}`, cause);
-  const cached = (await cachedSnapshot(cache, request.revision ?? 'main')) !== undefined;
+  const cached = (await cachedSnapshot(request)) !== undefined;
   const how = cached ? 'set HF_HUB_OFFLINE=1 to use what is in the cache' : 'check the network';
   const reason = (inner as NodeJS.ErrnoException | undefined)?.code ?? message;
   return fault(request, `cannot be fetched from ${endpoint()} (${reason}): ${how}`, cause);
