@@ -268,10 +268,16 @@ describe('a directory', () => {
     ['the only configuration', { 'en/train.jsonl': line('a') }, {}, ['a']],
     ['the default one', { 'default/train/0.jsonl': line('a'), 'de/train/0.jsonl': line('b') }, {}, ['a']],
     [
+      'a README that declares nothing of use',
+      { 'README.md': '---\nconfigs: [null, data_files]\n---\n', 'train.jsonl': line('a') },
+      {},
+      ['a'],
+    ],
+    [
       'what its README declares',
       {
         'README.md':
-          '---\nconfigs:\n- config_name: x\n  data_files: other/*.jsonl\n- config_name: y\n  default: true\n  data_files:\n  - split: train\n    path: [ "files/p-?.jsonl" ]\n  - split: held_out\n    path: files/**\n---\n# Rows\n',
+          '---\nconfigs:\n- config_name: x\n  data_files: other/*.jsonl\n- config_name: y\n  default: true\n  data_files:\n  - split: train\n    path: [ "files/p-?.jsonl" ]\n  - split: held_out\n    path: ./files/**\n---\n# Rows\n',
         'files/p-1.jsonl': line('a'),
         'files/p-2.jsonl': line('b'),
         'files/deep/q.jsonl': line('c'),
@@ -369,9 +375,12 @@ describe('a directory', () => {
 
 describe('reading is streaming', () => {
   it('breaking out closes the file', async () => {
-    for (const file of ['flat.jsonl', 'flat.zstd.parquet', 'types.arrow', 'types.file.arrow']) {
-      for await (const row of readPreferences(data(file))) {
+    const zipped = join(tree('closed', { 'a.jsonl.gz': gzipSync(line('x').repeat(100_000)) }), 'a.jsonl.gz');
+    const files = ['flat.jsonl', 'flat.zstd.parquet', 'types.arrow', 'types.file.arrow'].map((name) => data(name));
+    for (const file of [...files, zipped]) {
+      for await (const row of readPreferences(file)) {
         expect(row.where).toMatch(/ 1$/);
+        expect(openFiles(), file).toHaveLength(1);
         break;
       }
       await new Promise((resolve) => setTimeout(resolve, 20));
@@ -406,6 +415,7 @@ describe('reading is streaming', () => {
     const result = JSON.parse(execFileSync(process.execPath, flags, { encoding: 'utf8' }));
     expect(result).toMatchObject({ rows, characters: texts.join('').length });
     expect(3 * result.characters).toBeGreaterThan(120e6);
+
     expect(result.peak).toBeLessThan(160);
   });
 });

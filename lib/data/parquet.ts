@@ -3,7 +3,7 @@ import { basename } from 'node:path';
 import type { AsyncBuffer, FileMetaData } from 'hyparquet';
 import { type ChooseColumns, fault, type RawRow, readFault, textOf } from './rows.js';
 
-/** The rows of a Parquet file, one row group in memory at a time. */
+/** The rows of a Parquet file, one row group (which its writer chose: mostly 1,000 rows) in memory at a time. */
 export async function* readParquet(path: string, choose: ChooseColumns): AsyncGenerator<RawRow> {
   // Imported at the first use: most runs read JSONL, or know their rows already.
   const { parquetMetadataAsync, parquetReadObjects, parquetSchema } = await import('hyparquet');

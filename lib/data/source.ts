@@ -7,7 +7,7 @@ import { fetchRepository, isHubId } from './hub.js';
 import { readJsonl } from './jsonl.js';
 import { readParquet } from './parquet.js';
 import { type ChooseColumns, fault, type RawRow, readFault } from './rows.js';
-import { DATA_FILE, filesOfSplit, KINDS, nameOfSplit, readCard, type SplitOptions } from './splits.js';
+import { type Card, DATA_FILE, filesOfSplit, KINDS, nameOfSplit, readCard, type SplitOptions } from './splits.js';
 
 export interface SourceOptions extends SplitOptions {
   /** Of a data set on the hub: a branch, a tag or a commit. Default: `main`. */
@@ -71,6 +71,7 @@ async function savedFiles(directory: string): Promise<string[]> {
 async function filesOnHub(id: string, options: SourceOptions): Promise<string[]> {
   const { revision, say } = options;
   const request = { type: 'dataset', id, revision, say } as const;
+  // First the README, which may say what is where, then the split and nothing else.
   const about = await fetchRepository({ ...request, choose: (paths) => paths.filter((path) => path === 'README.md') });
   const card = await cardIn(about);
   let files: readonly string[] = [];
@@ -84,7 +85,7 @@ async function filesOnHub(id: string, options: SourceOptions): Promise<string[]>
   return files.map((path) => join(directory, path));
 }
 
-async function cardIn(directory: string) {
+async function cardIn(directory: string): Promise<Card | undefined> {
   const path = join(directory, 'README.md');
   return existsSync(path) ? readCard(await readFile(path, 'utf8')) : undefined;
 }

@@ -1,4 +1,5 @@
 /** Which of the files of a directory, or of a repository on the hub, hold a split. */
+import { posix } from 'node:path';
 import { fault } from './rows.js';
 
 /** Where in a data set its rows are taken from. */
@@ -15,12 +16,12 @@ export const DATA_FILE = /\.(jsonl|json|jsonl\.gz|parquet|arrow)$/i;
 
 /** Descriptions of data sets, not rows. */
 const DESCRIPTIONS = /(^|\/)(dataset_infos?|dataset_dict|state|config)\.json$/;
-const HIDDEN = /(^|\/)[._]/;
+const HIDDEN = /(^|\/)(\.|__)/;
 const SHARD = /^(.+)-\d{5}-of-(\d{5})(-[0-9a-f]+)?$/;
 const USUAL = ['train', 'test', 'validation', 'valid', 'val', 'dev', 'eval'];
 
 /** The splits of each configuration, and the paths of each split. */
-export type Configs = Map<string, Map<string, string[]>>;
+type Configs = Map<string, Map<string, string[]>>;
 
 /**
  * The paths that hold a split, in order. Without a `card` that declares them, the name of a file says its split
@@ -84,21 +85,28 @@ export async function readCard(readme: string): Promise<Card | undefined> {
   const head = /^---\n(.*?)\n---/s.exec(readme.replaceAll('\r\n', '\n'))?.[1];
   if (!head?.includes('data_files')) return undefined;
   const { parse } = await import('yaml');
-  let configs: unknown;
   try {
-    configs = parse(head).configs;
+    return parse(head).configs.flatMap(patternsOf);
   } catch {
     return undefined; // then the names of the files say it
   }
-  if (!Array.isArray(configs)) return undefined;
-  return configs.flatMap(({ config_name = 'default', data_files, data_dir, default: first }) =>
-    [data_files ?? []].flat().flatMap((item) => {
-      const { split = 'train', path } = typeof item === 'string' ? { path: item } : item;
-      const patterns: string[] = [path ?? []].flat().map((name) => (data_dir ? `${data_dir}/${name}` : name));
-      const names: string[] = first ? [config_name, 'default'] : [config_name];
-      return patterns.flatMap((pattern) => names.map((config) => ({ config, split, pattern })));
-    }),
-  );
+}
+
+interface DeclaredConfig {
+  config_name?: string;
+  default?: boolean;
+  data_dir?: string;
+  data_files?: DeclaredFiles | DeclaredFiles[];
+}
+type DeclaredFiles = string | { split?: string; path?: string | string[] };
+
+function patternsOf({ config_name = 'default', data_files = [], data_dir, default: first }: DeclaredConfig): Card {
+  const names = first ? [config_name, 'default'] : [config_name];
+  return [data_files].flat().flatMap((files) => {
+    const { split = 'train', path = [] } = typeof files === 'string' ? { path: files } : files;
+    const patterns = [path].flat().map((pattern) => posix.join(data_dir ?? '', pattern));
+    return patterns.flatMap((pattern) => names.map((config) => ({ config, split, pattern })));
+  });
 }
 
 function declared(card: Card, paths: readonly string[]): Configs | undefined {
