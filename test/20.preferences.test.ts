@@ -80,6 +80,19 @@ describe('the shapes of a row', () => {
     expect(read({ prompt: user('p'), ...answers })).toEqual({ prompt: [user('p')], responses: pair });
   });
 
+  it('pairs without a prompt, which is what both conversations begin with', () => {
+    const turns = [{ role: 'system', content: 's' }, user('p')];
+    const whole = { chosen: [...turns, assistant('a')], rejected: [...turns, assistant('b')] };
+    const responses = { target_chosen: [assistant('a')], rejected: [assistant('b')] };
+    expect(read(whole)).toEqual({ prompt: turns, responses });
+    expect(read({ ...whole, prompt: null })).toEqual({ prompt: turns, responses });
+    expect(read({ ...whole, messages: [user('other'), assistant('c')] })).toEqual({ prompt: turns, responses });
+    const longer = [user('p'), assistant('q'), user('r')];
+    const later = { chosen: [...longer, assistant('a')], rejected: [...longer, assistant('b')] };
+    expect(read(later)).toEqual({ prompt: longer, responses });
+    expect(read({ chosen: later.chosen, rejected: [assistant('b')] })).toEqual({ prompt: longer, responses });
+  });
+
   it('fine-tuning rows', () => {
     expect(read({ prompt: 'p', completion: 'a' })).toEqual({ prompt: 'p', responses: { completion: 'a' } });
     expect(read({ prompt: [1], completion: [2] }).responses).toEqual({ completion: [2] });
@@ -150,6 +163,13 @@ describe('a row that is not one', () => {
       { prompt: user('p'), chosen: [assistant('a'), assistant('b')], rejected: [user('p'), assistant('c')] },
       '"rejected" must be a list of assistant messages: rejected, source_rejected',
     ],
+    [{ chosen: 'p a', rejected: 'p b' }, 'missing key "prompt"'],
+    [
+      { chosen: [user('p'), assistant('a')], rejected: [user('q'), assistant('b')] },
+      'all turns in common but the last',
+    ],
+    [{ chosen: [user('p'), user('q')], rejected: [user('p'), assistant('b')] }, '"chosen" must end in an assistant'],
+    [{ ...quadruple, rejected: Buffer.from([255]) }, 'got bytes that are not UTF-8'],
     [{ messages: [assistant('a')] }, '"messages" must hold an assistant message after the turns it answers'],
     [{ messages: [user('a')] }, '"messages" must hold an assistant message after the turns it answers'],
     [{ messages: 'a' }, '"messages" must be a list of messages'],
@@ -217,7 +237,7 @@ describe('a file of rows', () => {
 
   it.each([
     ['is cut', `${line(1)}\n{"prompt": "p"`, 'rows.jsonl line 2: expected one JSON object on the line, but '],
-    ['is one array', '[\n{}\n]', 'rows.jsonl line 1: expected one JSON object on the line, but '],
+    ['holds one array', '[\n{}\n]', 'rows.jsonl line 1: expected one JSON object on the line, but '],
     ['holds an array', `${line(1)}\n\n[1]`, 'rows.jsonl line 3: expected an object, got an array'],
     ['lacks a key', `${line(1)}\n{"completion": "a"}`, 'rows.jsonl line 2: missing key "prompt"'],
     [
@@ -233,15 +253,15 @@ describe('a file of rows', () => {
   it('that is empty, missing or of another kind is refused', async () => {
     for (const content of ['', '\n \r\n', '\ufeff']) {
       const path = file(content);
-      expect(await message(() => loadPreferences(path))).toBe(`${path}: the file holds no rows`);
+      expect(await message(() => loadPreferences(path))).toBe(`${path}: holds no rows`);
     }
     const absent = join(scratch, 'absent.jsonl');
     expect(await message(() => loadPreferences(absent))).toBe(`${absent}: no such file`);
-    const parquet = file('PAR1', 'rows.parquet');
-    expect(await message(() => loadPreferences(parquet))).toBe(
-      `${parquet}: only .jsonl and .json files with one JSON object a line are read`,
+    const table = file('prompt,chosen', 'rows.csv');
+    expect(await message(() => loadPreferences(table))).toBe(
+      `${table}: is no .jsonl, .json, .jsonl.gz, .parquet or .arrow file`,
     );
     mkdirSync(join(scratch, 'dir.jsonl'));
-    expect(await message(() => loadPreferences(join(scratch, 'dir.jsonl')))).toContain('dir.jsonl: cannot be read: ');
+    expect(await message(() => loadPreferences(join(scratch, 'dir.jsonl')))).toContain('dir.jsonl: holds no .jsonl');
   });
 });

@@ -99,7 +99,11 @@ describe('run files and options', () => {
     ['no output directory', { output_dir: null }, /"output_dir"/],
     ['a model that is not there', { model_name_or_path: path('no-model') }, /no model in .*no-model.*config\.json/],
     ['data that are not there', { dataset_name: path('no-data.jsonl') }, /no-data\.jsonl: no such file/],
-    ['data of another kind', { dataset_name: path('rows.csv') }, /rows\.csv: only \.jsonl and \.json/],
+    [
+      'data of another kind',
+      { dataset_name: join(POLICY, 'model.safetensors') },
+      /model\.safetensors: is no \.jsonl, /,
+    ],
     ['held-out data that are not there', { eval_dataset_name: path('no-eval.jsonl') }, /no-eval\.jsonl: no such file/],
     ['a reference that is not there', { ref_model_name_or_path: path('no-ref') }, /no model in .*no-ref/],
     ['prompts that are all too long', { max_prompt_length: 1 }, /no row is left: the prompts of all 6 are too long/],

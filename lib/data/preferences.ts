@@ -1,7 +1,6 @@
-import { isUtf8 } from 'node:buffer';
-import { createReadStream } from 'node:fs';
-import { basename, extname } from 'node:path';
-import { WrpoError } from '../errors.js';
+import type { WrpoError } from '../errors.js';
+import { fault } from './rows.js';
+import { readSource, type SourceOptions } from './source.js';
 
 /** What a response is to its prompt: y_ws, y_wt, y_l and y_ls of the paper, or the answer of a fine-tuning row. */
 export type Role = 'source_chosen' | 'target_chosen' | 'rejected' | 'source_rejected' | 'completion';
@@ -34,31 +33,47 @@ const NAMES: Record<Role, readonly string[]> = {
   completion: ['completion'],
 };
 const ROLES = Object.keys(NAMES) as Role[];
-const KNOWN = new Set(['prompt', 'chosen', 'messages', ...Object.values(NAMES).flat()]);
+const RESPONSES = [...Object.values(NAMES).flat(), 'chosen'];
+const KNOWN = new Set(['prompt', 'messages', ...RESPONSES]);
+const EXPECTED = 'expected source_chosen, target_chosen and rejected, or chosen and rejected, or completion';
 
-/** All rows of a file. Throws ERR_DATA naming the file and line of what cannot be read, and when there is nothing to read. */
-export async function loadPreferences(path: string): Promise<PreferenceRow[]> {
+/** Where rows are read from, beside the name of the source. */
+export type ReadOptions = SourceOptions;
+
+/** All rows of a source, as `readPreferences` yields them. */
+export async function loadPreferences(source: string, options: ReadOptions = {}): Promise<PreferenceRow[]> {
   const rows: PreferenceRow[] = [];
-  for await (const row of readPreferences(path)) rows.push(row);
+  for await (const row of readPreferences(source, options)) rows.push(row);
   return rows;
 }
 
-/** The same rows one at a time, for files larger than memory. */
-export async function* readPreferences(path: string): AsyncGenerator<PreferenceRow> {
-  if (!['.jsonl', '.json'].includes(extname(path).toLowerCase())) {
-    throw fault(path, 'only .jsonl and .json files with one JSON object a line are read');
-  }
-  let number = 0;
+/**
+ * The rows of a JSONL, Parquet or Arrow file, of a directory that holds some or that `datasets.save_to_disk` wrote, or of a
+ * data set on the hub (`owner/name`), one at a time, for sources larger than memory. Throws ERR_DATA naming the file and
+ * row of what cannot be read, and when there is nothing to read.
+ */
+export async function* readPreferences(source: string, options: ReadOptions = {}): AsyncGenerator<PreferenceRow> {
   let rows = 0;
-  for await (const line of lines(path)) {
-    const where = `${basename(path)} line ${++number}`;
-    if (!isUtf8(line)) throw fault(where, 'not valid UTF-8');
-    const text = line.toString();
-    if (text.trim() === '') continue;
+  for await (const { value, where } of readSource(source, options, chooseColumns)) {
     rows++;
-    yield toPreferenceRow(parse(text, where), where);
+    yield toPreferenceRow(value, where);
   }
-  if (rows === 0) throw fault(path, 'the file holds no rows');
+  if (rows === 0) throw fault(source, 'holds no rows');
+}
+
+/** The columns of a table that make rows. Throws when they make none, before anything of it is read. */
+function chooseColumns(columns: readonly string[], file: string): string[] {
+  const responses = columns.filter((name) => RESPONSES.includes(name));
+  const others = columns.filter((name) => !KNOWN.has(name));
+  const given = `its columns are ${columns.map((name) => `"${name}"`).join(', ')}`;
+  if (responses.length === 0 && !columns.includes('messages')) {
+    throw fault(file, `no column holds responses; ${EXPECTED}; ${given}${hint(RESPONSES, others)}`);
+  }
+  if (!columns.includes('prompt') && responses.length > 0 && !responses.includes('chosen')) {
+    throw fault(file, `no column "prompt"; ${given}${hint(['prompt'], others)}`);
+  }
+  // Beside responses, messages are a copy of one of them: reading it would take a third of the time.
+  return columns.filter((name) => KNOWN.has(name) && (name !== 'messages' || responses.length === 0));
 }
 
 /** Reads one row, of whichever shape; `where` names it in errors. */
@@ -67,15 +82,10 @@ export function toPreferenceRow(value: unknown, where: string): PreferenceRow {
   const fields = readFields(value, where);
   const otherKeys = Object.keys(value).filter((key) => !KNOWN.has(key));
   if (fields.length === 0 && has(value, 'messages')) return fromMessages(value.messages, where);
-  if (!has(value, 'prompt')) throw fault(where, `missing key "prompt"${hint(['prompt'], otherKeys)}`);
-  if (fields.length === 0) {
-    const names = [...ROLES.flatMap((role) => NAMES[role]), 'chosen'];
-    throw fault(
-      where,
-      `no response; expected source_chosen, target_chosen and rejected, or chosen and rejected, or completion${hint(names, otherKeys)}`,
-    );
-  }
-  const row: PreferenceRow = { where, prompt: readContent(value.prompt, 'prompt', where), responses: {} };
+  const prompt = has(value, 'prompt') ? readContent(value.prompt, 'prompt', where) : sharedTurns(value, where);
+  if (prompt === undefined) throw fault(where, `missing key "prompt"${hint(['prompt'], otherKeys)}`);
+  if (fields.length === 0) throw fault(where, `no response; ${EXPECTED}${hint(RESPONSES, otherKeys)}`);
+  const row: PreferenceRow = { where, prompt, responses: {} };
   for (const field of fields) row.responses[field.role] = readResponse(field, row);
   if (otherKeys.length > 0) row.otherKeys = otherKeys;
   return row;
@@ -139,6 +149,18 @@ function readQuadruple({ prompt, chosen, rejected }: Record<string, unknown>, wh
   }
 }
 
+/** The prompt of a pair that has none of its own: the turns before the answer, the same in both its conversations. */
+function sharedTurns({ chosen, rejected }: Record<string, unknown>, where: string): Message[] | undefined {
+  if (!Array.isArray(chosen) || chosen.length < 2 || !isRecord(chosen[0])) return undefined;
+  const turns = (value: unknown[], key: string) => readContent(value.slice(0, -1), key, where) as Message[];
+  const prompt = turns(chosen, 'chosen');
+  if (!Array.isArray(rejected) || rejected.length < 2) return prompt;
+  if (!sameTurns(prompt, turns(rejected, 'rejected'))) {
+    throw fault(where, 'without "prompt", "chosen" and "rejected" must have all turns in common but the last');
+  }
+  return prompt;
+}
+
 function fromMessages(value: unknown, where: string): PreferenceRow {
   const messages = readContent(value, 'messages', where);
   if (typeof messages === 'string' || isIds(messages)) throw fault(where, '"messages" must be a list of messages');
@@ -168,7 +190,7 @@ function readResponse({ key, value }: Field, { where, prompt }: PreferenceRow): 
 function readContent(value: unknown, key: string, where: string): Content {
   if (key === 'prompt' && value === '') throw fault(where, '"prompt" is empty');
   if (typeof value === 'string') return value;
-  if (isRecord(value)) return [readMessage(value, key, where)];
+  if (isRecord(value) && !(value instanceof Uint8Array)) return [readMessage(value, key, where)];
   if (!Array.isArray(value)) {
     throw fault(where, `"${key}" must be a string, a list of messages or a list of token ids, got ${kindOf(value)}`);
   }
@@ -205,48 +227,8 @@ function kindOf(value: unknown): string {
   if (value === undefined) return 'nothing';
   if (value === null) return 'null';
   if (Array.isArray(value)) return 'an array';
+  if (value instanceof Uint8Array) return 'bytes that are not UTF-8';
   return typeof value === 'object' ? 'an object' : `a ${typeof value}`;
-}
-
-const fault = (where: string, what: string): WrpoError => new WrpoError('ERR_DATA', `${where}: ${what}`);
-
-function parse(text: string, where: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch (cause) {
-    throw new WrpoError('ERR_DATA', `${where}: expected one JSON object on the line, but ${(cause as Error).message}`, {
-      cause,
-    });
-  }
-}
-
-// Not node:readline, which also splits at U+2028 and U+2029: both may stand inside a JSON string.
-async function* lines(path: string): AsyncGenerator<Buffer> {
-  const BOM = Buffer.from([0xef, 0xbb, 0xbf]);
-  let open: Buffer[] = [];
-  let first = true;
-  const close = (end: Buffer): Buffer => {
-    const line = open.length === 0 ? end : Buffer.concat([...open, end]);
-    const skip = first && line.subarray(0, 3).equals(BOM) ? 3 : 0;
-    open = [];
-    first = false;
-    return line.subarray(skip);
-  };
-  try {
-    for await (const chunk of createReadStream(path, { highWaterMark: 1 << 20 }) as AsyncIterable<Buffer>) {
-      let start = 0;
-      for (let end = chunk.indexOf(10); end !== -1; end = chunk.indexOf(10, start)) {
-        yield close(chunk.subarray(start, end));
-        start = end + 1;
-      }
-      if (start < chunk.length) open.push(chunk.subarray(start));
-    }
-  } catch (cause) {
-    const { code, message } = cause as NodeJS.ErrnoException;
-    const what = code === 'ENOENT' ? 'no such file' : `cannot be read: ${message}`;
-    throw new WrpoError('ERR_DATA', `${path}: ${what}`, { cause });
-  }
-  if (open.length > 0) yield close(Buffer.alloc(0));
 }
 
 /** Names the key that was probably meant by one of `names`, for the end of an error. */

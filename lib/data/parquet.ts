@@ -1,0 +1,63 @@
+import { open } from 'node:fs/promises';
+import { basename } from 'node:path';
+import type { AsyncBuffer, FileMetaData } from 'hyparquet';
+import { type ChooseColumns, fault, type RawRow, readFault, textOf } from './rows.js';
+
+/** The rows of a Parquet file, one row group (which its writer chose: mostly 1,000 rows) in memory at a time. */
+export async function* readParquet(path: string, choose: ChooseColumns): AsyncGenerator<RawRow> {
+  // Imported at the first use: most runs read JSONL, or know their rows already.
+  const { parquetMetadataAsync, parquetReadObjects, parquetSchema } = await import('hyparquet');
+  const { compressors } = await import('hyparquet-compressors');
+  const handle = await open(path).catch((cause) => {
+    throw readFault(path, cause);
+  });
+  try {
+    const { size } = await handle.stat();
+    const file: AsyncBuffer = {
+      byteLength: size,
+      async slice(start, end = size) {
+        const bytes = new Uint8Array(end - start);
+        const { bytesRead } = await handle.read(bytes, 0, bytes.length, start);
+        if (bytesRead < bytes.length) throw new Error('the file is cut short');
+        return bytes.buffer;
+      },
+    };
+    let metadata: FileMetaData;
+    try {
+      metadata = await parquetMetadataAsync(file, { geoparquet: false });
+    } catch (cause) {
+      throw fault(path, 'not a Parquet file, or one that is cut short', cause);
+    }
+    const all = parquetSchema(metadata).children.map(({ element }) => element.name);
+    const blank = Object.fromEntries(all.map((name) => [name, undefined]));
+    const columns = [...choose(all, path)];
+    let rowStart = 0;
+    for (const group of metadata.row_groups) {
+      const rowEnd = rowStart + Number(group.num_rows);
+      const options = { file, metadata, columns, compressors, parsers: PARSERS, rowStart, rowEnd };
+      const rows = await parquetReadObjects(options).catch((cause) => {
+        const span = `${basename(path)} rows ${rowStart + 1} to ${rowEnd}`;
+        throw fault(span, `cannot be read: ${(cause as Error).message}`, cause);
+      });
+      for (const [i, row] of rows.entries()) {
+        yield { value: { ...blank, ...plainFields(row) }, where: `${basename(path)} row ${rowStart + i + 1}` };
+      }
+      rowStart = rowEnd;
+    }
+  } finally {
+    await handle.close();
+  }
+}
+
+const PARSERS = { stringFromBytes: (bytes?: Uint8Array) => bytes && textOf(bytes) };
+
+/** Integers of 64 bits as numbers, and typed arrays as arrays. */
+function plain(value: unknown): unknown {
+  if (typeof value === 'bigint') return Number(value);
+  if (value instanceof Uint8Array || typeof value !== 'object' || value === null) return value;
+  if (Array.isArray(value) || ArrayBuffer.isView(value)) return Array.from(value as unknown[], plain);
+  return plainFields(value);
+}
+
+const plainFields = (row: object): Record<string, unknown> =>
+  Object.fromEntries(Object.entries(row).map(([key, value]) => [key, plain(value)]));

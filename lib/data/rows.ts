@@ -1,0 +1,30 @@
+/** What the readers of files share: a row before its shape is known, and how a file is said to be at fault. */
+import { isUtf8 } from 'node:buffer';
+import { WrpoError } from '../errors.js';
+
+/** One object of a file; `where` names it in errors and counts from 1: `rows.jsonl line 12`, `rows.parquet row 7`. */
+export interface RawRow {
+  value: unknown;
+  where: string;
+}
+
+/**
+ * Given a table's columns, says which of them are read; the others stay in each row as undefined, so that their names
+ * can still be told in an error. Throws when the table is of something else.
+ */
+export type ChooseColumns = (columns: readonly string[], file: string) => readonly string[];
+
+export const fault = (where: string, what: string, cause?: unknown): WrpoError =>
+  new WrpoError('ERR_DATA', `${where}: ${what}`, { cause });
+
+/** The failure to read `path` as one sentence. */
+export function readFault(path: string, cause: unknown): WrpoError {
+  if (cause instanceof WrpoError) return cause;
+  const { code, message } = cause as NodeJS.ErrnoException;
+  return fault(path, code === 'ENOENT' ? 'no such file' : `cannot be read: ${message}`, cause);
+}
+
+/** Text, or the bytes themselves where they are not UTF-8: the row that holds them is then refused by its name. */
+export function textOf(bytes: Uint8Array): string | Uint8Array {
+  return isUtf8(bytes) ? Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString() : bytes;
+}
