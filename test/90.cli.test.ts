@@ -89,7 +89,11 @@ describe('usage', () => {
 
 describe('run files and options', () => {
   it.each([
-    ['an unknown key', { learning_rat: 1 }, /\.yaml line 8: unknown key "learning_rat"; did you mean "learning_rate"\?/],
+    [
+      'an unknown key',
+      { learning_rat: 1 },
+      /\.yaml line 8: unknown key "learning_rat"; did you mean "learning_rate"\?/,
+    ],
     ['a key of another library', { deepspeed_config_path: 1 }, /unknown key "deepspeed_config_path"/],
     ['an unknown loss_type', { loss_type: 'dop' }, /\.yaml line 8: "loss_type".*"wrpo".*"sigmoid".*"sft".*found "dop"/],
     ['a value of another kind', { learning_rate: 'fast' }, /"learning_rate": .*expected number.*found "fast"/],

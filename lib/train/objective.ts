@@ -44,7 +44,8 @@ export function rolesOf(lossType: LossType): Role[] {
 /** The objective that a row is written for, by the responses it has. */
 export function fittingLoss({ responses, otherKeys = [] }: PreferenceRow): LossType {
   // A pair may say where it comes from ("source"), but a misspelt source_chosen is no pair.
-  if (responses.source_chosen !== undefined || otherKeys.some((key) => /^s(ou)?rc?e?.?cho|^y_?ws/i.test(key))) return 'wrpo';
+  if (responses.source_chosen !== undefined || otherKeys.some((key) => /^s(ou)?rc?e?.?cho|^y_?ws/i.test(key)))
+    return 'wrpo';
   return responses.rejected === undefined ? 'sft' : 'sigmoid';
 }
 
