@@ -3,7 +3,7 @@ import { readFileSync, statSync } from 'node:fs';
 import { isMap, isScalar, LineCounter, parse, parseDocument, YAMLParseError } from 'yaml';
 import { readPreferences } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
-import { evaluates, readKeys, resolveArgs, type TrainingArgs } from '../train/args.js';
+import { evaluates, readKeys, resolveArgs, type TrainingArgs, type TrainingArgsInput } from '../train/args.js';
 import { camel } from '../train/compat.js';
 import type { Metrics } from '../train/metrics.js';
 import { fittingLoss } from '../train/objective.js';
@@ -18,7 +18,8 @@ const COMMAND_LINE = 'command line';
 const say = (line: string) => process.stderr.write(`${line}\n`);
 
 export async function train(command: 'train' | 'sft', options: Options, rest: string[]): Promise<void> {
-  const args = await resolve(command, options.config, rest);
+  const input = await readInput(command, options.config, rest);
+  const args = resolveArgs(input);
   const required = (key: 'modelNameOrPath' | 'datasetName', name: string): string => {
     const value = args[key];
     if (value === undefined) throw new WrpoError('ERR_CONFIG', `${options.config}: missing key "${name}"`);
@@ -26,9 +27,9 @@ export async function train(command: 'train' | 'sft', options: Options, rest: st
   };
   const trainer = new Trainer({
     model: required('modelNameOrPath', 'model_name_or_path'),
-    args,
     trainDataset: required('datasetName', 'dataset_name'),
     evalDataset: evaluationData(args),
+    args: { ...input, datasetTestSplit: args.datasetTestSplit } as TrainingArgsInput,
   });
   // Where no progress bar is drawn, the log lines are the progress.
   if (!process.stderr.isTTY || args.disableTqdm) trainer.on('log', (line) => say(describe(line)));
@@ -51,8 +52,8 @@ export async function train(command: 'train' | 'sft', options: Options, rest: st
   }
 }
 
-/** The arguments of a run: the file's, the command line's over them, and what both leave open. */
-async function resolve(command: 'train' | 'sft', config: string, rest: string[]): Promise<TrainingArgs> {
+/** The arguments of a run, checked but as they were given: the file's, and the command line's over them. */
+async function readInput(command: 'train' | 'sft', config: string, rest: string[]): Promise<Record<string, unknown>> {
   const file = readRunFile(config);
   const options = parseOverrides(rest);
   const overrides = readKeys(options, COMMAND_LINE, say);
@@ -70,10 +71,10 @@ async function resolve(command: 'train' | 'sft', config: string, rest: string[])
   }
   const where = (key?: string) => (key !== undefined && overridden.has(camel(key)) ? COMMAND_LINE : file.where(key));
   const args = resolveArgs(input, where);
-  if (command === 'sft' || asked !== undefined || args.datasetName === undefined) return args;
+  if (command === 'sft' || asked !== undefined || args.datasetName === undefined) return input;
   const lossType = await lossOf(args.datasetName);
   if (lossType !== args.lossType) say(`${config} has no loss_type: ${lossType}, by what the rows hold`);
-  return { ...args, lossType };
+  return { ...input, lossType };
 }
 
 /** A DPO file of TRL names no loss: the first row does. */

@@ -63,6 +63,8 @@ function buildSchema({ z }: typeof import('zod')) {
     maxPromptLength: count.optional(),
     /** How text becomes tokens: `default` as the chat template has it, `authors` as the paper's own script does it. */
     templateMode: z.enum(['default', 'authors']).default('default'),
+    /** The authors' rule: an empty system message first, where the template's source has the word (`authors` only). */
+    autoInsertEmptySystemMsg: z.boolean().default(true),
     /** Which end of a prompt that is too long is kept, with `templateMode: authors`. */
     truncationMode: z.enum(['keep_end', 'keep_start']).default('keep_end'),
     /** `sft`: the loss on the response alone, or on all tokens. */

@@ -104,10 +104,6 @@ const FIXED: Record<string, [same: readonly unknown[], why: string]> = {
     [false],
     'of a conversation the last answer is trained, or with completion_only_loss: false all tokens',
   ],
-  auto_insert_empty_system_msg: [
-    [false],
-    'no empty system message is added by itself: write one into the prompts that need it',
-  ],
   chat_template: [[], "the model's own is used: write this one to chat_template.jinja in the model's directory"],
   eos_token: [[], "the tokenizer's own is used: set it in tokenizer_config.json in the model's directory"],
   dataloader_drop_last: [[false], 'the last batch of an epoch is used, however small'],
