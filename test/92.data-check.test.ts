@@ -1,11 +1,12 @@
 /** `wrpo data check`: every fault of a file at once, and what a run would keep of its rows. */
+import { spawnSync } from 'node:child_process';
 import { cpSync, mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { toPreferenceRow } from '../lib/data/preferences.ts';
 import { encodeRows } from '../lib/text/encode.ts';
 import { Tokenizer } from '../lib/text/tokenizer.ts';
-import { FIXTURES, fail, POLICY, scratchDirectory, succeed, tokenRows, writeRows, wrpo } from './training.ts';
+import { FIXTURES, fail, MAIN, POLICY, scratchDirectory, succeed, tokenRows, writeRows, wrpo } from './training.ts';
 
 const path = scratchDirectory('data-check');
 const model = path('model');
@@ -190,6 +191,14 @@ describe('bad rows', () => {
     expect(words.stdout).toMatch(/^ +4 {2}bad:\n +bad\.jsonl line 2: missing key/m);
     expect(words.stdout).toContain('row 2 cannot be shown: it is bad');
     expect((await wrpo(check(data, '--row', '99'))).stdout).toContain('row 99 cannot be shown: there are 70');
+  });
+
+  it('a reader that goes away is no crash', () => {
+    for (const more of [[], ['--json']]) {
+      const shell = ['-c', '"$0" "$@" | true; exit $PIPESTATUS', process.execPath, MAIN];
+      const { status, stderr } = spawnSync('bash', [...shell, ...check(file(good), ...more)], { encoding: 'utf8' });
+      expect({ status, stderr }).toEqual({ status: 1, stderr: '' });
+    }
   });
 
   it('a file or a model that is not there, and wrong usage', async () => {

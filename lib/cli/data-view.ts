@@ -2,6 +2,7 @@
 import pc from 'picocolors';
 import type { Tokenizer } from '../text/tokenizer.js';
 import type { DataReport, Found, Lengths, Part } from './data.js';
+import { writeOut } from './stdout.js';
 
 const BAR = 40;
 // Of a long part, so many tokens at its beginning and its end are shown.
@@ -15,7 +16,7 @@ export async function print(report: DataReport, number: number, tokenizer: Token
   if (report.row) lines.push(...(await rowLines(report.row, number, tokenizer, paint)));
   else
     lines.push('', `row ${number} cannot be shown: ${number > report.rows ? `there are ${report.rows}` : 'it is bad'}`);
-  process.stdout.write(`${lines.join('\n')}\n`);
+  await writeOut(`${lines.join('\n')}\n`);
 }
 
 type Paint = ReturnType<typeof pc.createColors>;

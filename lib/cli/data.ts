@@ -18,6 +18,7 @@ import { type EncodedRow, encodeRows } from '../text/encode.js';
 import { Tokenizer } from '../text/tokenizer.js';
 import { fittingLoss, type LossType, rolesOf } from '../train/objective.js';
 import { print } from './data-view.js';
+import { writeOut } from './stdout.js';
 
 export interface CheckOptions {
   model: string;
@@ -85,7 +86,7 @@ export async function checkData(file: string, options: CheckOptions): Promise<bo
   const hasTokenizer = existsSync(join(options.model, 'tokenizer.json'));
   const tokenizer = hasTokenizer ? await Tokenizer.load(options.model) : undefined;
   const report = await examine(file, options, tokenizer, vocabSize);
-  if (options.json) process.stdout.write(`${JSON.stringify(report)}\n`);
+  if (options.json) await writeOut(`${JSON.stringify(report)}\n`);
   else await print(report, options.row, tokenizer);
   return report.bad.count === 0 && report.dropped.count < report.rows;
 }
