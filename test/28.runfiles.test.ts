@@ -405,6 +405,7 @@ describe('from the command line', () => {
     for (const step of [2, 4]) expect(existsSync(join(out, `checkpoint-${step}`))).toBe(true);
     expect(existsSync(join(out, 'checkpoint-1'))).toBe(false);
     expect(stderr).toMatch(/no evaluation: .*answers\.jsonl is one file without splits/);
+    expect(stderr).not.toContain('leaves out');
   });
 
   it('DPO of the handbook trains with sigmoid, and says so', async () => {
@@ -430,6 +431,16 @@ describe('from the command line', () => {
     expect(config).toMatchObject({ max_length: 64, dtype: 'bfloat16', dataset_name: pairs });
     writeFileSync(path('peft.yaml'), 'output_dir: o\n\nuse_peft: true\n');
     expect(await fail(['train', '--config', path('peft.yaml')], 1)).toMatch(/peft\.yaml line 3: "use_peft": LoRA/);
+  });
+
+  it('says which defaults a file for another trainer does not get', async () => {
+    const left = (text: string, ...more: string[]) => run('sft', text, answers, ...more).then(({ stderr }) => stderr);
+    const text = ZEPHYR_SFT.replace('warmup_ratio: 0.1', '').replace('gradient_accumulation_steps: 2', '');
+    expect(await left(text)).toMatch(
+      /run-\d+\.yaml leaves out gradient_accumulation_steps, warmup_ratio: the defaults/,
+    );
+    expect(await left(text, '--warmup_steps', '1')).toMatch(/leaves out gradient_accumulation_steps: /);
+    expect(await left('save_strategy: "no"\n')).not.toContain('leaves out'); // a file of our own
   });
 
   it('errors name the line of the file, or the command line', async () => {

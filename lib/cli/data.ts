@@ -130,7 +130,7 @@ async function examine(
       }
       const kept = overPlaces.has(row.where) ? limited.get(row.where) : row;
       tally(report, row, kept);
-      if (row.where !== shown) continue;
+      if (row.where !== shown || report.row) continue;
       report.row = { where: shown, dropped: kept === undefined, parts: partsOf(row, kept ?? row) };
     }
   };

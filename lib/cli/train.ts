@@ -4,7 +4,7 @@ import { isMap, isScalar, LineCounter, parse, parseDocument, YAMLParseError } fr
 import { readPreferences } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
 import { evaluates, readKeys, resolveArgs, type TrainingArgs, type TrainingArgsInput } from '../train/args.js';
-import { camel } from '../train/compat.js';
+import { camel, OTHER_DEFAULTS, snake } from '../train/compat.js';
 import type { Metrics } from '../train/metrics.js';
 import { fittingLoss } from '../train/objective.js';
 import { Trainer } from '../train/trainer.js';
@@ -58,7 +58,12 @@ async function readInput(command: 'train' | 'sft', config: string, rest: string[
   const options = parseOverrides(rest);
   const overrides = readKeys(options, COMMAND_LINE, say);
   const overridden = new Set([...Object.keys(options).map(camel), ...Object.keys(overrides)]);
-  const input: Record<string, unknown> = { ...readKeys(file.values, file.where, say, overridden), ...overrides };
+  let foreign = false;
+  const notice = (line: string) => {
+    foreign = true;
+    say(line);
+  };
+  const input: Record<string, unknown> = { ...readKeys(file.values, file.where, notice, overridden), ...overrides };
   const asked = input.lossType ?? undefined;
   if (command === 'sft') {
     if (asked !== undefined && asked !== 'sft') {
@@ -71,10 +76,23 @@ async function readInput(command: 'train' | 'sft', config: string, rest: string[
   }
   const where = (key?: string) => (key !== undefined && overridden.has(camel(key)) ? COMMAND_LINE : file.where(key));
   const args = resolveArgs(input, where);
-  if (command === 'sft' || asked !== undefined || args.datasetName === undefined) return input;
-  const lossType = await lossOf(args.datasetName);
-  if (lossType !== args.lossType) say(`${config} has no loss_type: ${lossType}, by what the rows hold`);
-  return { ...input, lossType };
+  if (asked === undefined && command === 'train' && args.datasetName !== undefined) {
+    input.lossType = await lossOf(args.datasetName);
+    if (input.lossType !== args.lossType) say(`${config} has no loss_type: ${input.lossType}, by what the rows hold`);
+  }
+  if (foreign) sayDefaults(config, input);
+  return input;
+}
+
+/** A file for another trainer counts on that one's defaults. */
+function sayDefaults(config: string, input: Record<string, unknown>): void {
+  const meant = (name: string) => {
+    if (name === 'beta') return input.lossType !== 'sft';
+    return name !== 'warmupRatio' || input.warmupSteps === undefined;
+  };
+  const left = OTHER_DEFAULTS.filter((name) => input[name] === undefined && meant(name));
+  if (left.length > 0)
+    say(`${config} leaves out ${left.map(snake).join(', ')}: the defaults are wrpo's, not transformers'`);
 }
 
 /** A DPO file of TRL names no loss: the first row does. */

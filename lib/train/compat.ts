@@ -193,6 +193,12 @@ const HINTS: readonly [key: string, unless: string, line: string][] = [
   ],
 ];
 
+/** Arguments that change the result, and whose default is another in transformers or TRL. */
+export const OTHER_DEFAULTS: readonly string[] = [
+  ...['learningRate', 'numTrainEpochs', 'perDeviceTrainBatchSize', 'gradientAccumulationSteps', 'warmupRatio'],
+  ...['maxLength', 'beta'],
+];
+
 /** `max_length` as `maxLength`. */
 export const camel = (key: string) => key.replace(/_([a-z0-9])/g, (_, letter: string) => letter.toUpperCase());
 
