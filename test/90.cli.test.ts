@@ -54,7 +54,7 @@ const train = (changes: Record<string, unknown> = {}, ...more: string[]) => [
 ];
 
 describe('usage', () => {
-  const COMMANDS = ['train', 'sft', 'logprobs', 'setup', 'doctor'];
+  const COMMANDS = ['train', 'sft', 'logprobs', 'data', 'setup', 'doctor'];
 
   it('help and version', async () => {
     const { stdout, stderr } = await succeed(['--help']);
@@ -89,9 +89,13 @@ describe('usage', () => {
 
 describe('run files and options', () => {
   it.each([
-    ['an unknown key', { learning_rat: 1 }, /\.yaml: unknown key "learning_rat"; did you mean "learning_rate"\?/],
+    [
+      'an unknown key',
+      { learning_rat: 1 },
+      /\.yaml line 8: unknown key "learning_rat"; did you mean "learning_rate"\?/,
+    ],
     ['a key of another library', { deepspeed_config_path: 1 }, /unknown key "deepspeed_config_path"/],
-    ['an unknown loss_type', { loss_type: 'dop' }, /\.yaml: "loss_type".*"wrpo".*"sigmoid".*"sft".*found "dop"/],
+    ['an unknown loss_type', { loss_type: 'dop' }, /\.yaml line 8: "loss_type".*"wrpo".*"sigmoid".*"sft".*found "dop"/],
     ['a value of another kind', { learning_rate: 'fast' }, /"learning_rate": .*expected number.*found "fast"/],
     ['a value out of range', { alpha: 1.5 }, /"alpha": .*found 1\.5/],
     ['no model', { model_name_or_path: null }, /missing key "model_name_or_path"/],

@@ -1,6 +1,5 @@
 /** `wrpo logprobs`: one JSON line a row, with the summed log-prob of each response the row has. */
 
-import { once } from 'node:events';
 import { closeSync, fsyncSync, openSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { writeError } from '../data/files.js';
 import { splitMicrobatches } from '../data/pack.js';
@@ -11,6 +10,7 @@ import type { ComputeDtype } from '../native/addon.js';
 import { encodeRows } from '../text/encode.js';
 import { tokenizerOf } from '../train/prepare.js';
 import { logProbsOf } from '../train/reference.js';
+import { writeOut } from './stdout.js';
 
 const MICROBATCH_TOKENS = 2048;
 
@@ -72,10 +72,7 @@ interface Sink {
 /** Standard output, or a file that appears under its name only when it is whole. */
 function openSink(path: string | undefined): Sink {
   if (path === undefined) {
-    const write = async (text: string) => {
-      if (!process.stdout.write(text)) await once(process.stdout, 'drain');
-    };
-    return { write, finish: () => {}, abandon: () => {} };
+    return { write: writeOut, finish: () => {}, abandon: () => {} };
   }
   const temporary = `${path}.${process.pid}.tmp`;
   const guarded = <T>(action: () => T): T => {

@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 /** The `wrpo` command. Data goes to files or stdout, words to stderr; exit 0 done, 1 failed, 2 wrong usage. */
-import { Command, CommanderError } from 'commander';
+import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { WrpoError } from '../errors.js';
 import { VERSION } from '../train/run.js';
 
@@ -32,12 +32,46 @@ program
   .command('logprobs')
   .description('summed response log-probs of every row, one JSON line each')
   .requiredOption('--model <dir>', 'model directory in Hugging Face layout')
-  .requiredOption('--data <file>', 'rows (JSONL)')
+  .requiredOption('--data <file>', 'rows: JSONL, Parquet, a directory, or a hub id')
   .option('--dtype <dtype>', 'float32, bfloat16 or float64', 'float32')
   .option('--output <file>', 'where to write; default: standard output')
   .action(async (options) => {
     const { logprobs } = await import('./logprobs.js');
     await logprobs(options);
+  });
+
+const count = (text: string): number => {
+  const value = Number(text);
+  if (Number.isInteger(value) && value > 0) return value;
+  throw new InvalidArgumentError('expected a positive whole number');
+};
+
+program
+  .command('data')
+  .description('look at preference rows')
+  .command('check')
+  .description('say what training would make of rows, without loading weights; fails if one cannot be used')
+  .argument('<file>', 'rows: JSONL, Parquet, a directory, or a hub id')
+  .requiredOption('--model <dir>', 'model directory, of which config.json and the tokenizer are read')
+  .addOption(
+    new Option('--loss-type <name>', 'whose responses are needed; default: what the first row has').choices([
+      'wrpo',
+      'sigmoid',
+      'sft',
+    ]),
+  )
+  .option('--max-length <tokens>', 'prompt and response together', count, 2048)
+  .option('--max-prompt-length <tokens>', 'prompt alone', count)
+  .addOption(new Option('--template-mode <mode>').choices(['default', 'authors']).default('default'))
+  .option('--row <number>', 'the row whose tokens are shown', count, 1)
+  .option('--json', 'print one JSON object')
+  .addHelpText(
+    'after',
+    '\nExample: wrpo data check quadruples.jsonl --model models/target-sft --max-length 1024 --row 3',
+  )
+  .action(async (file, options) => {
+    const { checkData } = await import('./data.js');
+    if (!(await checkData(file, options))) process.exitCode = 1;
   });
 
 program

@@ -2,17 +2,30 @@
 import { createRequire } from 'node:module';
 import type { output, input as ZodInput } from 'zod';
 import { WrpoError } from '../errors.js';
+import { camel, FOREIGN_KEYS, snake, translate } from './compat.js';
 
 function buildSchema({ z }: typeof import('zod')) {
   const positive = z.number().positive();
   const count = z.number().int().positive();
   const fraction = z.number().min(0).max(1);
+  const interval = positive.refine(
+    (n) => n < 1 || Number.isInteger(n),
+    'expected whole steps, or a part of the run below 1',
+  );
+  const strategy = z.enum(['no', 'steps', 'epoch']);
   return z.object({
     /** A model directory in Hugging Face layout. */
     modelNameOrPath: z.string().optional(),
+    modelRevision: z.string().optional(),
     /** The frozen reference, held in memory; without it the initial policy's log-probs are computed once and cached. */
     refModelNameOrPath: z.string().optional(),
     datasetName: z.string().optional(),
+    datasetConfig: z.string().optional(),
+    datasetRevision: z.string().optional(),
+    /** Of a data set that has splits. */
+    datasetTrainSplit: z.string().default('train'),
+    /** The evaluation data, where `evalDatasetName` names no others. */
+    datasetTestSplit: z.string().optional(),
     evalDatasetName: z.string().optional(),
     outputDir: z.string(),
 
@@ -50,6 +63,8 @@ function buildSchema({ z }: typeof import('zod')) {
     maxPromptLength: count.optional(),
     /** How text becomes tokens: `default` as the chat template has it, `authors` as the paper's own script does it. */
     templateMode: z.enum(['default', 'authors']).default('default'),
+    /** The authors' rule: an empty system message first, where the template's source has the word (`authors` only). */
+    autoInsertEmptySystemMsg: z.boolean().default(true),
     /** Which end of a prompt that is too long is kept, with `templateMode: authors`. */
     truncationMode: z.enum(['keep_end', 'keep_start']).default('keep_end'),
     /** `sft`: the loss on the response alone, or on all tokens. */
@@ -62,10 +77,15 @@ function buildSchema({ z }: typeof import('zod')) {
     seed: z.number().int().default(42),
 
     loggingSteps: count.default(5),
-    /** Evaluate every so many steps; by default only at the end. */
-    evalSteps: count.optional(),
-    /** Checkpoint every so many steps; by default none but the final model. */
-    saveSteps: count.optional(),
+    /** Whether evaluation data are used; by default when there are any. */
+    doEval: z.boolean().optional(),
+    /** When to evaluate before the end: by default, with `evalSteps`. */
+    evalStrategy: strategy.optional(),
+    /** Steps between evaluations, or below 1 a part of the run. */
+    evalSteps: interval.optional(),
+    /** When to write checkpoints: by default, with `saveSteps`. The final model is always saved. */
+    saveStrategy: strategy.optional(),
+    saveSteps: interval.optional(),
     saveTotalLimit: count.optional(),
     saveDtype: z.enum(['float32', 'bfloat16']).default('float32'),
     disableTqdm: z.boolean().default(false),
@@ -86,50 +106,94 @@ function schema(): Schema {
   return loaded;
 }
 
-const snake = (key: string) => key.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
-const camel = (key: string) => key.replace(/_([a-z0-9])/g, (_, letter: string) => letter.toUpperCase());
+/** Where a key stands, for errors: one place for all of them, or each its own. */
+export type Where = string | ((key?: string) => string);
+const at = (where: Where, key?: string) => (typeof where === 'string' ? where : where(key));
 
-/** The same under camelCase keys. Throws ERR_CONFIG on an unknown one, with the nearest name. */
-export function camelKeys(input: Record<string, unknown>, where: string): Record<string, unknown> {
-  const keys = Object.keys(schema().shape);
-  const values: Record<string, unknown> = {};
+/** Takes a line of words about the arguments. */
+type Say = (line: string) => void;
+
+/**
+ * Our arguments of one source (a file, a command line), under camelCase keys; foreign keys become ours, are refused or go
+ * to `say` (see compat.ts). `overridden` names arguments that another source gives, which are not looked at here.
+ * Throws ERR_CONFIG on an unknown key, with the nearest name.
+ */
+export function readKeys(
+  input: Record<string, unknown>,
+  where: Where,
+  say: Say,
+  overridden: ReadonlySet<string> = new Set(),
+): Record<string, unknown> {
+  const ours = Object.keys(schema().shape);
+  const theirs = new Set(FOREIGN_KEYS.map(camel));
+  const own: Record<string, unknown> = {};
+  const foreign: Record<string, unknown> = {};
+  const spelling: Record<string, string> = {};
   for (const [key, value] of Object.entries(input)) {
     const name = camel(key);
-    if (!keys.includes(name)) {
-      const near = keys
-        .map((known) => ({ known, distance: editDistance(name, known) }))
-        .sort((a, b) => a.distance - b.distance)[0]!;
-      const hint =
-        near.distance <= Math.max(2, name.length / 3)
-          ? `; did you mean "${key === name ? near.known : snake(near.known)}"?`
-          : '';
-      throw new WrpoError('ERR_CONFIG', `${where}: unknown key "${key}"${hint}`);
+    if (!ours.includes(name) && !theirs.has(name)) {
+      const near = nearest(name, [...ours, ...theirs]);
+      const hint = near === undefined ? '' : `; did you mean "${key === name ? near : snake(near)}"?`;
+      throw new WrpoError('ERR_CONFIG', `${at(where, key)}: unknown key "${key}"${hint}`);
     }
-    values[name] = value;
+    if (overridden.has(name)) continue;
+    if (ours.includes(name)) own[name] = value;
+    else if (value !== null && value !== undefined) foreign[name] = value;
+    spelling[name] = key;
   }
-  return values;
+  const { values, notices } = translate(foreign, own, overridden, (name, sentence) => {
+    const key = spelling[name]!;
+    throw new WrpoError('ERR_CONFIG', `${at(where, key)}: "${key}": ${sentence} (found ${show(foreign[name])})`);
+  });
+  for (const line of notices) say(`${at(where)}: ${line}`);
+  return { ...own, ...values };
 }
 
 /**
- * Checks arguments and fills in defaults. `where` names their source in errors.
+ * Checks arguments and fills in defaults. `where` names their source in errors; `say` takes notices about foreign keys.
  * Throws ERR_CONFIG: an unknown key with the nearest name, a bad value with its key and what was expected.
  */
-export function resolveArgs(input: Record<string, unknown>, where = 'args'): TrainingArgs {
-  const given = Object.entries(camelKeys(input, where)).filter(([, value]) => value !== undefined && value !== null);
+export function resolveArgs(input: Record<string, unknown>, where: Where = 'args', say: Say = () => {}): TrainingArgs {
+  const given = Object.entries(readKeys(input, where, say)).filter(
+    ([, value]) => value !== undefined && value !== null,
+  );
   const values = Object.fromEntries(given);
-  const result = schema().safeParse(values);
+  let result = schema().safeParse(values);
+  // As Python's YAML reads 1e-6, and as a shell gives every value: a number in quotes.
+  for (const { path, expected } of (result.error?.issues ?? []) as { path: PropertyKey[]; expected?: string }[]) {
+    const value = values[String(path[0])];
+    if (expected === 'number' && typeof value === 'string' && value.trim() !== '' && Number.isFinite(Number(value))) {
+      values[String(path[0])] = Number(value);
+    }
+  }
+  if (!result.success) result = schema().safeParse(values);
   if (result.success) return result.data;
   const issue = result.error.issues[0]!;
   const key = String(issue.path[0]);
-  throw new WrpoError(
-    'ERR_CONFIG',
-    `${where}: "${snake(key)}": ${issue.message} (found ${JSON.stringify(values[key]) ?? 'nothing'})`,
-  );
+  const found = key in values ? show(values[key]) : 'nothing';
+  throw new WrpoError('ERR_CONFIG', `${at(where, key)}: "${snake(key)}": ${issue.message} (found ${found})`);
+}
+
+/** Whether evaluation data, if there are any, are to be used; as transformers has it, a strategy outweighs `doEval`. */
+export function evaluates({ doEval, evalStrategy }: TrainingArgs): boolean {
+  return evalStrategy === 'steps' || evalStrategy === 'epoch' || (doEval ?? evalStrategy === undefined);
 }
 
 /** Resolved arguments as a run file would spell them. */
 export function toRunFile(args: TrainingArgs): Record<string, unknown> {
   return Object.fromEntries(Object.entries(args).map(([key, value]) => [snake(key), value]));
+}
+
+function show(value: unknown): string {
+  const text = JSON.stringify(value) ?? 'nothing';
+  return text.length > 80 ? `${text.slice(0, 77)}…` : text;
+}
+
+function nearest(name: string, names: readonly string[]): string | undefined {
+  const [near] = names
+    .map((known) => ({ known, distance: editDistance(name, known) }))
+    .sort((a, b) => a.distance - b.distance);
+  return near!.distance <= Math.max(2, name.length / 3) ? near!.known : undefined;
 }
 
 function editDistance(a: string, b: string): number {

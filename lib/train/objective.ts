@@ -4,7 +4,7 @@
  * in native/train/objective.cpp.
  */
 import type { Contest } from '../data/pack.js';
-import type { Role } from '../data/preferences.js';
+import type { PreferenceRow, Role } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
 import { type ContestForm, callNative } from '../native/addon.js';
 import { loadNative } from '../native/load.js';
@@ -39,6 +39,14 @@ export function objectiveOf(
 /** The roles a row must have for a loss. */
 export function rolesOf(lossType: LossType): Role[] {
   return Object.keys(COEFFICIENTS[lossType](0)) as Role[];
+}
+
+/** The objective that a row is written for, by the responses it has. */
+export function fittingLoss({ responses, otherKeys = [] }: PreferenceRow): LossType {
+  // A pair may say where it comes from ("source"), but a misspelt source_chosen is no pair.
+  if (responses.source_chosen !== undefined || otherKeys.some((key) => /^s(ou)?rc?e?.?cho|^y_?ws/i.test(key)))
+    return 'wrpo';
+  return responses.rejected === undefined ? 'sft' : 'sigmoid';
 }
 
 /** The contests of every prompt. */

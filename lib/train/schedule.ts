@@ -5,6 +5,21 @@ export function totalSteps(rows: number, globalBatch: number, epochs: number, ma
   return maxSteps > 0 ? maxSteps : Math.ceil(epochs * Math.ceil(rows / globalBatch));
 }
 
+/**
+ * Steps between two occurrences of something, undefined for never. `every` below 1 is a part of the run; `usual` is what
+ * the strategy `steps` means by itself.
+ */
+export function intervalOf(
+  strategy: 'no' | 'steps' | 'epoch' | undefined,
+  every: number | undefined,
+  { usual, stepsPerEpoch, total }: { usual: number; stepsPerEpoch: number; total: number },
+): number | undefined {
+  if (strategy === 'no') return undefined;
+  if (strategy === 'epoch') return stepsPerEpoch;
+  const steps = every ?? (strategy === 'steps' ? usual : undefined);
+  return steps !== undefined && steps < 1 ? Math.ceil(steps * total) : steps;
+}
+
 /** alpha(t) = alpha_end · t / T after t completed steps (section 3.3 of the paper); constant when it is not dynamic. */
 export function alphaAt(step: number, total: number, alphaEnd: number, isDynamic: boolean): number {
   return isDynamic ? alphaEnd * Math.min(1, step / total) : alphaEnd;

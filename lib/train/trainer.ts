@@ -6,7 +6,7 @@ import { appendLines, writeError, writeFileAtomic } from '../data/files.js';
 import { WrpoError } from '../errors.js';
 import type { Model } from '../model/model.js';
 import { AdamW } from './adamw.js';
-import { resolveArgs, type TrainingArgs, type TrainingArgsInput } from './args.js';
+import { evaluates, resolveArgs, type TrainingArgs, type TrainingArgsInput } from './args.js';
 import {
   listCheckpoints,
   pruneCheckpoints,
@@ -21,7 +21,7 @@ import { type Objective, objectiveOf } from './objective.js';
 import { type DataOptions, fillReference, type Prepared, prepare, type Split } from './prepare.js';
 import { progressBar } from './progress.js';
 import { describeRun, VERSION } from './run.js';
-import { alphaAt, epochOrder, totalSteps } from './schedule.js';
+import { alphaAt, epochOrder, intervalOf, totalSteps } from './schedule.js';
 import { accumulateBatch, naming } from './step.js';
 
 export interface TrainerOptions extends DataOptions {
@@ -83,9 +83,9 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   /** Throws ERR_CONFIG on arguments that cannot be meant. */
   constructor(options: TrainerOptions) {
     super();
-    this.args = resolveArgs(options.args as Record<string, unknown>);
+    this.args = resolveArgs(options.args as Record<string, unknown>, 'args', say);
     this.#alpha = alphaAt(0, 1, this.args.alpha, this.args.isDynamic);
-    this.#options = options;
+    this.#options = evaluates(this.args) ? options : { ...options, evalDataset: undefined };
     for (const [event, callback] of Object.entries(options.callbacks ?? {})) {
       this.on(event as keyof TrainerEvents, callback as () => void);
     }
@@ -150,6 +150,8 @@ export class Trainer extends EventEmitter<TrainerEvents> {
 
     const bar = progressBar('training', total, !args.disableTqdm);
     const rate = new Rate();
+    const evalEvery = intervalOf(args.evalStrategy, args.evalSteps, { usual: args.loggingSteps, stepsPerEpoch, total });
+    const saveEvery = intervalOf(args.saveStrategy, args.saveSteps, { usual: 500, stepsPerEpoch, total });
     const due = (every: number | undefined) => every !== undefined && state.global_step % every === 0;
     try {
       while (state.global_step < total) {
@@ -182,10 +184,10 @@ export class Trainer extends EventEmitter<TrainerEvents> {
           rate.reset();
         }
         await rate.without(async () => {
-          if (run.eval && due(args.evalSteps) && state.global_step < total) {
+          if (run.eval && due(evalEvery) && state.global_step < total) {
             this.#log(state, await this.#evaluate(run, run.eval));
           }
-          if (due(args.saveSteps)) await save();
+          if (due(saveEvery)) await save();
         });
         const result = { step: state.global_step, totalSteps: total, tokens, metrics };
         this.emit('step', result);

@@ -1,0 +1,485 @@
+/** Run files written for other trainers: what they resolve to, what is said about them, and what is refused. */
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { describe, expect, it } from 'vitest';
+import { parse } from 'yaml';
+import { evaluates, resolveArgs } from '../lib/train/args.ts';
+import { camel, FOREIGN_KEYS } from '../lib/train/compat.ts';
+import { intervalOf } from '../lib/train/schedule.ts';
+import { Trainer } from '../lib/train/trainer.ts';
+import { expectFailure, fail, metricsOf, POLICY, scratchDirectory, succeed, tokenRows, writeRows } from './training.ts';
+
+const path = scratchDirectory('runfiles');
+
+// What nearly all of them share.
+const COMMON = `
+bf16: true
+do_eval: true
+gradient_checkpointing: true
+gradient_checkpointing_kwargs:
+  use_reentrant: False
+log_level: info
+lr_scheduler_type: cosine
+num_train_epochs: 1
+seed: 42
+warmup_ratio: 0.1
+`;
+/** The WRPO authors' second stage. */
+const WRPO = `${COMMON}
+model_name_or_path: outputs/Target-SFT
+torch_dtype: null
+attn_implementation: flash_attention_2
+dataset_mixer: your_datapath_for_wrpo
+dataset_splits:
+- train
+- test
+preprocessing_num_workers: 12
+beta: 0.01
+alpha: 0.1
+is_dynamic: true
+evaluation_strategy: steps
+eval_steps: 500
+loss_type: wrpo
+gradient_accumulation_steps: 8
+hub_model_id: wrpo-models
+learning_rate: 3.0e-7
+logging_steps: 5
+max_length: 2048
+max_prompt_length: 1800
+optim: adamw_torch
+output_dir: outputs/Target-SFT-WRPO
+run_name: Target-SFT-WRPO
+per_device_train_batch_size: 2
+per_device_eval_batch_size: 4
+push_to_hub: false
+save_strategy: "no"
+save_steps: 5000
+save_total_limit: 1
+save_only_model: true
+`;
+/** Their first stage. */
+const SFT = `${COMMON}
+model_name_or_path: meta-llama/Meta-Llama-3-8B-Instruct
+model_revision: main
+torch_dtype: bfloat16
+attn_implementation: flash_attention_2
+dataset_mixer: your_datapath_for_sft
+dataset_splits: [train, test]
+preprocessing_num_workers: 12
+evaluation_strategy: steps
+eval_steps: 500
+gradient_accumulation_steps: 2
+hub_strategy: every_save
+learning_rate: 7.0e-06
+logging_steps: 5
+logging_strategy: steps
+max_seq_length: 2048
+max_steps: -1
+output_dir: outputs/Target-SFT
+run_name: Target-SFT
+overwrite_output_dir: true
+per_device_eval_batch_size: 8
+per_device_train_batch_size: 8
+push_to_hub: false
+remove_unused_columns: true
+save_strategy: "epoch"
+save_total_limit: 20
+save_only_model: true
+`;
+const ZEPHYR_DPO = `${COMMON}
+model_name_or_path: alignment-handbook/zephyr-7b-sft-full
+torch_dtype: null
+dataset_mixer:
+  HuggingFaceH4/ultrafeedback_binarized: 1.0
+dataset_splits:
+- train_prefs
+- test_prefs
+preprocessing_num_workers: 12
+beta: 0.01
+eval_strategy: steps
+eval_steps: 100
+gradient_accumulation_steps: 2
+hub_model_id: zephyr-7b-dpo-full
+learning_rate: 5.0e-7
+logging_steps: 10
+max_length: 1024
+max_prompt_length: 512
+optim: adamw_torch
+output_dir: data/zephyr-7b-dpo-full
+per_device_train_batch_size: 8
+per_device_eval_batch_size: 8
+push_to_hub: true
+save_strategy: "steps"
+save_steps: 100
+save_total_limit: 1
+`;
+const ZEPHYR_SFT = `${COMMON}
+model_name_or_path: mistralai/Mistral-7B-v0.1
+model_revision: main
+torch_dtype: bfloat16
+use_flash_attention_2: true
+dataset_mixer:
+  HuggingFaceH4/ultrachat_200k: 1.0
+dataset_splits: [train_sft, test_sft]
+preprocessing_num_workers: 12
+evaluation_strategy: epoch
+gradient_accumulation_steps: 2
+hub_model_id: zephyr-7b-sft-full
+hub_strategy: every_save
+learning_rate: 2.0e-05
+logging_steps: 5
+logging_strategy: steps
+max_seq_length: 2048
+max_steps: -1
+output_dir: data/zephyr-7b-sft-full
+overwrite_output_dir: true
+per_device_eval_batch_size: 16
+per_device_train_batch_size: 32
+push_to_hub: true
+remove_unused_columns: true
+report_to:
+- tensorboard
+save_strategy: "no"
+save_total_limit: null
+tf32: true
+`;
+/** A newer file, in TRL's own names. */
+const SMOLLM = `${COMMON}
+model_name_or_path: HuggingFaceTB/SmolLM2-1.7B
+model_revision: main
+dtype: bfloat16
+attn_implementation: flash_attention_2
+dataset_name: HuggingFaceTB/smoltalk
+dataset_config: all
+dataset_train_split: train
+dataset_test_split: test
+dataset_num_proc: 24
+dataset_kwargs:
+  add_special_tokens: false
+  append_concat_token: false
+eval_strategy: epoch
+gradient_accumulation_steps: 4
+hub_model_id: smollm2-1.7B-sft
+learning_rate: 3.0e-04
+logging_steps: 5
+max_length: 8192
+output_dir: data/smollm2-1.7B-sft
+per_device_train_batch_size: 4
+push_to_hub: true
+report_to: [tensorboard, wandb]
+save_strategy: "no"
+use_liger_kernel: true
+ddp_timeout: 18000
+`;
+const SIMPO = ZEPHYR_DPO.replace('beta: 0.01', 'beta: 2.5\ngamma_beta_ratio: 0.55');
+
+/** Arguments and notices of a file's text. */
+function resolved(text: string, changes: Record<string, unknown> = {}) {
+  const notices: string[] = [];
+  const args = resolveArgs({ ...parse(text), ...changes }, 'run.yaml', (line) => notices.push(line));
+  return { args, notices };
+}
+const refused = (changes: Record<string, unknown>, message: RegExp) =>
+  expectFailure(() => resolveArgs({ output_dir: 'o', ...changes }, 'run.yaml'), 'ERR_CONFIG', message);
+
+describe('whole files', () => {
+  it("the authors' WRPO", () => {
+    const { args, notices } = resolved(WRPO);
+    expect(args).toMatchObject({
+      ...{
+        modelNameOrPath: 'outputs/Target-SFT',
+        datasetName: 'your_datapath_for_wrpo',
+        outputDir: 'outputs/Target-SFT-WRPO',
+      },
+      ...{ datasetTrainSplit: 'train', datasetTestSplit: 'test', dtype: 'bfloat16', lossType: 'wrpo' },
+      ...{ beta: 0.01, alpha: 0.1, isDynamic: true, learningRate: 3e-7, lrSchedulerType: 'cosine', warmupRatio: 0.1 },
+      ...{ perDeviceTrainBatchSize: 2, gradientAccumulationSteps: 8, maxLength: 2048, maxPromptLength: 1800 },
+      ...{
+        doEval: true,
+        evalStrategy: 'steps',
+        evalSteps: 500,
+        saveStrategy: 'no',
+        saveSteps: 5000,
+        saveTotalLimit: 1,
+      },
+    });
+    expect(notices).toEqual([
+      'run.yaml: ignored gradient_checkpointing, gradient_checkpointing_kwargs, per_device_eval_batch_size: microbatch_tokens bounds the memory of a forward and backward, in evaluation too',
+      expect.stringMatching(/^run\.yaml: ignored log_level, run_name: metrics\.jsonl/),
+      expect.stringMatching(/^run\.yaml: ignored attn_implementation: the native engine/),
+      expect.stringMatching(/^run\.yaml: ignored preprocessing_num_workers: rows are read/),
+      expect.stringMatching(/^run\.yaml: ignored hub_model_id: nothing is uploaded/),
+      expect.stringMatching(/^run\.yaml: ignored save_only_model: checkpoints hold/),
+      expect.stringMatching(/template_mode authors/),
+      expect.stringMatching(/meant for N processes/),
+    ]);
+    expect(resolved(WRPO, { template_mode: 'authors' }).notices.join()).not.toContain('template_mode');
+  });
+
+  it("the authors' SFT", () => {
+    const { args, notices } = resolved(SFT);
+    expect(args).toMatchObject({
+      ...{ datasetName: 'your_datapath_for_sft', maxLength: 2048, dtype: 'bfloat16', modelRevision: 'main' },
+      ...{ saveStrategy: 'epoch', evalStrategy: 'steps', evalSteps: 500, maxSteps: -1, learningRate: 7e-6 },
+    });
+    expect(notices.join('\n')).toContain('packing true, packing_strategy wrapped and completion_only_loss false');
+    expect(resolved(SFT, { packing: true }).notices.join('\n')).not.toContain('packing_strategy');
+  });
+
+  it('DPO of the handbook', () => {
+    const { args, notices } = resolved(ZEPHYR_DPO);
+    expect(args).toMatchObject({
+      ...{
+        datasetName: 'HuggingFaceH4/ultrafeedback_binarized',
+        dtype: 'bfloat16',
+        saveStrategy: 'steps',
+        saveSteps: 100,
+      },
+      ...{ datasetTrainSplit: 'train_prefs', datasetTestSplit: 'test_prefs', maxLength: 1024, maxPromptLength: 512 },
+    });
+    expect(notices.length).toBeLessThanOrEqual(7);
+  });
+
+  it('SFT of the handbook', () => {
+    const { args } = resolved(ZEPHYR_SFT);
+    expect(args).toMatchObject({ datasetName: 'HuggingFaceH4/ultrachat_200k', datasetTestSplit: 'test_sft' });
+    expect(args).toMatchObject({ evalStrategy: 'epoch', saveStrategy: 'no', learningRate: 2e-5, maxLength: 2048 });
+  });
+
+  it("a newer file, in TRL's own names", () => {
+    const { args, notices } = resolved(SMOLLM);
+    expect(args).toMatchObject({ datasetName: 'HuggingFaceTB/smoltalk', datasetConfig: 'all', dtype: 'bfloat16' });
+    expect(args).toMatchObject({ datasetTrainSplit: 'train', datasetTestSplit: 'test', maxLength: 8192 });
+    const said = notices.join('\n');
+    for (const line of ['ignored ddp_timeout: one process', 'ignored dataset_kwargs: texts get no'])
+      expect(said).toContain(line);
+  });
+
+  it('SimPO: a sentence', () => refused(parse(SIMPO), /"gamma_beta_ratio": it belongs to SimPO, .*\(found 0\.55\)/));
+});
+
+describe('what a key means', () => {
+  const of = (changes: Record<string, unknown>) => resolved('output_dir: o', changes);
+
+  it.each([
+    [{ bf16: true, torch_dtype: 'float32' }, { dtype: 'bfloat16' }],
+    [{ bf16: false, torch_dtype: 'auto' }, { dtype: 'float32' }],
+    [{ bf16: true, dtype: 'bfloat16' }, { dtype: 'bfloat16' }],
+    [{ torch_dtype: 'float32' }, { dtype: 'float32' }],
+    [
+      { dataset_mixer: { 'a/b': 1 }, dataset_configs: ['tiny'] },
+      { datasetName: 'a/b', datasetConfig: 'tiny' },
+    ],
+    [
+      {
+        dataset_mixture: {
+          datasets: [{ id: 'a/b', config: 'c', split: 's', columns: ['prompt'], weight: 1.0 }],
+          seed: 0,
+        },
+      },
+      { datasetName: 'a/b', datasetConfig: 'c', datasetTrainSplit: 's' },
+    ],
+    [{ dataset_splits: ['train_sft'] }, { datasetTrainSplit: 'train_sft' }],
+    [
+      { learning_rate: '5e-7', max_steps: '3' },
+      { learningRate: 5e-7, maxSteps: 3 },
+    ],
+    [{ save_steps: 0.5 }, { saveSteps: 0.5 }],
+    [
+      { maxSeqLength: 512, evaluationStrategy: 'epoch' },
+      { maxLength: 512, evalStrategy: 'epoch' },
+    ],
+  ])('%j', (changes, wanted) => expect(of(changes).args).toMatchObject(wanted));
+
+  it.each([
+    { use_peft: false, load_in_4bit: false, push_to_hub: false, fp16: false, deepspeed: null, optim: 'adamw_torch' },
+    { gradient_checkpointing: false, report_to: 'none', logging_strategy: 'no', f_divergence_type: 'reverse_kl' },
+    { group_by_length: false, disable_dropout: true, optim: 'adamw_torch_fused', report_to: [], bf16: true },
+  ])('%j: nothing to say', (changes) => expect(of(changes).notices).toEqual([]));
+
+  it.each([
+    [{ use_peft: true }, /^run\.yaml: "use_peft": LoRA is not part of this version.*\(found true\)/],
+    [{ load_in_4bit: true }, /"load_in_4bit": weights are not quantised/],
+    [{ fp16: true }, /"fp16": float16 is not computed here/],
+    [{ torch_dtype: 'float16' }, /"torch_dtype": float16 is not computed here/],
+    [{ torch_dtype: 'float17' }, /"dtype": .*"bfloat16".*found "float17"/],
+    [{ bf16: true, dtype: 'float32' }, /"bf16": it says "bfloat16" where another key says "float32"/],
+    [{ max_seq_length: 1, max_length: 2 }, /"max_seq_length": it says 1 where another key says 2/],
+    [{ optim: 'rmsprop' }, /"optim": the optimiser is AdamW.*found "rmsprop"/],
+    [{ optim: 'adamw_8bit' }, /"optim"/],
+    [{ lr_scheduler_type: 'cosine_with_min_lr' }, /"lr_scheduler_type": .*"cosine".*"linear".*"constant"/],
+    [{ lr_scheduler_kwargs: { min_lr_rate: 0.1 } }, /"lr_scheduler_kwargs": .*end at 0/],
+    [{ loss_type: 'apo_zero' }, /"loss_type": .*"wrpo".*found "apo_zero"/],
+    [{ neftune_noise_alpha: 5 }, /"neftune_noise_alpha": no noise/],
+    [{ reference_free: true }, /"reference_free"/],
+    [{ dataset_mixer: { a: 0.5 } }, /"dataset_mixer": data sets are not mixed here/],
+    [{ dataset_mixer: { a: 1, b: 1 } }, /"dataset_mixer": data sets are not mixed here/],
+    [{ dataset_mixture: { datasets: [{ id: 'a' }], test_split_size: 9 } }, /"dataset_mixture": .*dataset_test_split/],
+    [{ dataset_splits: ['train_a', 'train_b'] }, /"dataset_splits": expected one split/],
+    [{ dataset_splits: 'all' }, /"dataset_splits": expected one split/],
+    [{ dataset_kwargs: { skip_prepare_dataset: true } }, /"dataset_kwargs": .*expected false for each/],
+    [{ chat_template: '{{ messages }}' }, /"chat_template": .*chat_template\.jinja/],
+    [{ load_best_model_at_end: true }, /"load_best_model_at_end": the last step's model/],
+    [{ eval_steps: 1.5 }, /"eval_steps": expected whole steps/],
+    [{ saveSteps: 'often' }, /"save_steps": .*expected number.*found "often"/],
+  ])('%j is refused', (changes, message) => refused(changes, message));
+
+  it.each([
+    [{ max_seq_lenght: 1 }, 'max_seq_length'],
+    [{ gradient_checkpoint: true }, 'gradient_checkpointing'],
+    [{ evaluation_stategy: 'no' }, 'evaluation_strategy'],
+    [{ load_in_4bits: true }, 'load_in_4bit'],
+    [{ beat: 1 }, 'beta'],
+    [{ gradientCheckpoint: true }, 'gradientCheckpointing'],
+  ])('%j is unknown: the nearest name', (changes, name) =>
+    refused(changes, new RegExp(`unknown key "${Object.keys(changes)[0]}"; did you mean "${name}"\\?$`)),
+  );
+
+  it('no key has two meanings', () => {
+    expect(new Set(FOREIGN_KEYS).size).toBe(FOREIGN_KEYS.length);
+    const ours = Object.keys(resolved('output_dir: o').args);
+    expect(FOREIGN_KEYS.filter((key) => ours.includes(camel(key)))).toEqual([]);
+  });
+
+  it('when to evaluate and to save', () => {
+    const run = { usual: 500, stepsPerEpoch: 30, total: 95 };
+    expect(intervalOf('no', 5, run)).toBeUndefined();
+    expect(intervalOf('epoch', 5, run)).toBe(30);
+    expect(intervalOf('steps', undefined, run)).toBe(500);
+    expect(intervalOf('steps', 7, run)).toBe(7);
+    expect(intervalOf(undefined, 7, run)).toBe(7);
+    expect(intervalOf(undefined, undefined, run)).toBeUndefined();
+    expect(intervalOf('steps', 0.5, run)).toBe(48);
+    for (const [changes, wanted] of [
+      [{}, true],
+      [{ do_eval: false }, false],
+      [{ eval_strategy: 'no' }, false],
+      [{ eval_strategy: 'no', do_eval: true }, true],
+      [{ eval_strategy: 'epoch', do_eval: false }, true],
+    ] as const) {
+      expect(evaluates(of(changes).args), JSON.stringify(changes)).toBe(wanted);
+    }
+  });
+});
+
+describe('from the command line', () => {
+  const quadruples = writeRows(path('quadruples.jsonl'), tokenRows(10, 7));
+  const pairs = writeRows(
+    path('pairs.jsonl'),
+    tokenRows(10, 8).map(({ prompt, target_chosen, rejected }) => ({ prompt, chosen: target_chosen, rejected })),
+  );
+  const answers = writeRows(
+    path('answers.jsonl'),
+    tokenRows(10, 9).map(({ prompt, rejected }) => ({ prompt, completion: rejected })),
+  );
+  let runs = 0;
+  /** Trains by an unedited file on other data, and returns the run directory and what was said. */
+  async function run(command: string, text: string, data: string, ...more: string[]) {
+    const out = path(`out-${++runs}`);
+    const file = path(`run-${runs}.yaml`);
+    writeFileSync(file, text);
+    const options = ['--model_name_or_path', POLICY, '--dataset_name', data, '--output_dir', out, '--max_steps', '4'];
+    const { stderr } = await succeed([
+      command,
+      '--config',
+      file,
+      ...options,
+      '--per_device_train_batch_size=1',
+      ...more,
+    ]);
+    return { out, stderr, config: parse(readFileSync(join(out, 'config.yaml'), 'utf8')) };
+  }
+
+  it("the authors' WRPO trains", async () => {
+    const more = ['--gradient_accumulation_steps', '2', '--eval_steps', '2', '--eval_dataset_name', quadruples];
+    const { out, stderr, config } = await run('train', WRPO, quadruples, ...more);
+    expect(config).toMatchObject({ loss_type: 'wrpo', beta: 0.01, dtype: 'bfloat16', dataset_name: quadruples });
+    expect(metricsOf(out).filter((line) => 'eval_loss' in line)).toHaveLength(2);
+    expect(existsSync(join(out, 'checkpoint-4'))).toBe(false); // save_strategy: no, whatever save_steps says
+    expect(stderr.split('\n').filter((line) => /run-\d+\.yaml: ignored/.test(line))).toHaveLength(6);
+  });
+
+  it("the authors' SFT trains, and saves every epoch", async () => {
+    const more = ['--gradient_accumulation_steps', '5'];
+    const { out, stderr } = await run('sft', SFT, answers, ...more);
+    for (const step of [2, 4]) expect(existsSync(join(out, `checkpoint-${step}`))).toBe(true);
+    expect(existsSync(join(out, 'checkpoint-1'))).toBe(false);
+    expect(stderr).toMatch(/no evaluation: .*answers\.jsonl is one file without splits/);
+    expect(stderr).not.toContain('leaves out');
+  });
+
+  it('DPO of the handbook trains with sigmoid, and says so', async () => {
+    const more = ['--dtype', 'float32', '--save_strategy', 'no'];
+    const { stderr, config } = await run('train', ZEPHYR_DPO, pairs, ...more);
+    expect(stderr).toMatch(/run-\d+\.yaml has no loss_type: sigmoid, by what the rows hold/);
+    expect(config).toMatchObject({ loss_type: 'sigmoid', dtype: 'float32', dataset_train_split: 'train_prefs' });
+  });
+
+  it('an option outweighs every key that means the same, and a refused one', async () => {
+    const text = `${ZEPHYR_DPO.replace('HuggingFaceH4/ultrafeedback_binarized: 1.0', 'a: 0.5\n  b: 0.5')}\nuse_peft: true`;
+    const { config } = await run(
+      'train',
+      text,
+      pairs,
+      '--use_peft',
+      'false',
+      '--max_seq_length',
+      '64',
+      '--fp16',
+      'false',
+    );
+    expect(config).toMatchObject({ max_length: 64, dtype: 'bfloat16', dataset_name: pairs });
+    writeFileSync(path('peft.yaml'), 'output_dir: o\n\nuse_peft: true\n');
+    expect(await fail(['train', '--config', path('peft.yaml')], 1)).toMatch(/peft\.yaml line 3: "use_peft": LoRA/);
+  });
+
+  it('says which defaults a file for another trainer does not get', async () => {
+    const left = (text: string, ...more: string[]) => run('sft', text, answers, ...more).then(({ stderr }) => stderr);
+    const text = ZEPHYR_SFT.replace('warmup_ratio: 0.1', '').replace('gradient_accumulation_steps: 2', '');
+    expect(await left(text)).toMatch(
+      /run-\d+\.yaml leaves out gradient_accumulation_steps, warmup_ratio: the defaults/,
+    );
+    expect(await left(text, '--warmup_steps', '1')).toMatch(/leaves out gradient_accumulation_steps: /);
+    expect(await left('save_strategy: "no"\n')).not.toContain('leaves out'); // a file of our own
+  });
+
+  it('errors name the line of the file, or the command line', async () => {
+    const file = path('lines.yaml');
+    writeFileSync(file, `output_dir: o\n# a comment\nbeta: -1\nalpha: 2\ndataset_name: ${quadruples}\n`);
+    expect(await fail(['train', '--config', file], 1)).toMatch(/lines\.yaml line 3: "beta": .*found -1/);
+    const options = ['train', '--config', file, '--beta', '1'];
+    expect(await fail(options, 1)).toMatch(/lines\.yaml line 4: "alpha": .*found 2/);
+    expect(await fail([...options, '--alpha', '3'], 1)).toMatch(/^wrpo: command line: "alpha": .*found 3/);
+  });
+});
+
+describe('the Trainer', () => {
+  it('takes the same keys in camelCase, and evaluates when asked', async () => {
+    const rows = tokenRows(4, 3);
+    const args = {
+      gradientCheckpointing: true,
+      bf16: false,
+      saveStrategy: 'epoch',
+      evalStrategy: 'no',
+      disableTqdm: true,
+    };
+    const options = {
+      model: POLICY,
+      trainDataset: rows,
+      evalDataset: rows,
+      callbacks: { evaluate: () => expect.fail() },
+    };
+    const outputDir = path('trainer');
+    await using trainer = new Trainer({
+      ...options,
+      args: { outputDir, perDeviceTrainBatchSize: 1, ...args } as never,
+    });
+    await trainer.train();
+    expect(existsSync(join(outputDir, 'checkpoint-1'))).toBe(true);
+    await expectFailure(
+      () => new Trainer({ ...options, args: { outputDir, usePeft: true } as never }),
+      'ERR_CONFIG',
+      /^args: "usePeft": LoRA/,
+    );
+  });
+});
