@@ -2,7 +2,7 @@
 import { readFileSync } from 'node:fs';
 import { parse, YAMLParseError } from 'yaml';
 import { WrpoError } from '../errors.js';
-import { camelKeys, resolveArgs } from '../train/args.js';
+import { camelKeys, resolveArgs, type TrainingArgsInput } from '../train/args.js';
 import type { Metrics } from '../train/metrics.js';
 import { Trainer } from '../train/trainer.js';
 
@@ -34,7 +34,7 @@ export async function train(command: 'train' | 'sft', options: Options, rest: st
   };
   const trainer = new Trainer({
     model: required('modelNameOrPath', 'model_name_or_path'),
-    args,
+    args: input as unknown as TrainingArgsInput,
     trainDataset: required('datasetName', 'dataset_name'),
     evalDataset: args.evalDatasetName,
   });

@@ -1,7 +1,7 @@
 /** Encoded rows to packed micro-batches: no padding, each prompt once. The layout is described in native/model/batch.h. */
 import { WrpoError } from '../errors.js';
 import type { Batch } from '../native/addon.js';
-import type { EncodedRow } from '../text/encode.js';
+import type { EncodedRow } from '../text/store.js';
 import type { Role } from './preferences.js';
 
 /** A batch together with the rows it holds and the role of each of its responses. */
@@ -21,7 +21,8 @@ function requireTokens({ where, prompt, responses }: EncodedRow, roles: readonly
 
 /** The tokens a row adds to a batch. */
 export function packedLength(row: EncodedRow, roles: readonly Role[]): number {
-  return roles.reduce((sum, role) => sum + row.responses[role]!.length, row.prompt.length - 1);
+  const { prompt, responses } = row;
+  return roles.reduce((sum, role) => sum + responses[role]!.length, prompt.length - 1);
 }
 
 /** Cuts rows, in order, into micro-batches of at most `limit` tokens; a larger row gets one of its own. */

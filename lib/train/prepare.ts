@@ -1,12 +1,13 @@
 /** Everything a run works on, loaded and encoded: the policy, its tokenizer, the reference, the rows. */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
-import { loadPreferences, type PreferenceRow, type Role, toPreferenceRow } from '../data/preferences.js';
+import { type PreferenceRow, type Role, readPreferences, toPreferenceRow } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
+import { readModelConfig } from '../model/config.js';
 import { Model } from '../model/model.js';
-import { type EncodedRow, encodeRows } from '../text/encode.js';
+import { type EncodedRow, type EncodeOptions, type EncodeReport, encodeRows } from '../text/encode.js';
 import { Tokenizer } from '../text/tokenizer.js';
-import type { TrainingArgs } from './args.js';
+import { readsWholeTexts, type TrainingArgs } from './args.js';
 import { rolesOf, usesReference } from './objective.js';
 import { progressBar } from './progress.js';
 import { hashRows, logProbsOf, type ReferenceColumn, referenceColumn } from './reference.js';
@@ -45,7 +46,7 @@ export interface Prepared {
   eval?: Split;
 }
 
-/** Reads, checks and encodes. Rows are validated before the model is loaded. */
+/** Reads, checks and encodes: all rows are tokens before any weights are loaded. */
 export async function prepare(
   options: DataOptions,
   args: TrainingArgs,
@@ -53,31 +54,54 @@ export async function prepare(
 ): Promise<Prepared> {
   const { trainDataset, evalDataset, refModel: reference = args.refModelNameOrPath } = options;
   const roles = rolesOf(args.lossType);
-  const trainRows = await readRows(trainDataset, 'trainDataset', args);
-  const evalRows = evalDataset === undefined ? undefined : await readRows(evalDataset, 'evalDataset', args);
-  const model = await open(options.model, args);
-  const tokenizer = options.tokenizer ?? (await tokenizerOf(model));
-  const encode = async (rows: PreferenceRow[], name: string): Promise<Split> => {
-    const { maxLength, maxPromptLength } = args;
-    const limits = { maxLength, maxPromptLength, vocabSize: model.config.vocabSize };
-    const { rows: encoded, dropped, truncated } = await encodeRows(rows, { tokenizer, roles, ...limits });
-    if (encoded.length === 0) {
-      throw new WrpoError('ERR_DATA', `${name}: no row is left: the prompts of all ${rows.length} are too long`);
-    }
-    if (dropped + truncated > 0) {
-      say(
-        `${name}: ${rows.length} rows, ${dropped} dropped (prompt too long), ${truncated} responses cut to max_length`,
-      );
-    }
-    return { rows: encoded, hash: hashRows(encoded, roles) };
+  const source =
+    typeof options.model === 'string'
+      ? { directory: options.model, config: readModelConfig(options.model) }
+      : options.model;
+  const tokenizer = options.tokenizer ?? (await tokenizerOf(source));
+  const encoding: EncodeOptions = {
+    ...{ tokenizer, roles, vocabSize: source.config.vocabSize },
+    ...{ maxLength: args.maxLength, maxPromptLength: args.maxPromptLength, truncationMode: args.truncationMode },
+    ...{ templateMode: args.templateMode, autoInsertEmptySystemMsg: args.autoInsertEmptySystemMsg },
+    allTokens: args.lossType === 'sft' && (readsWholeTexts(args) || args.completionOnlyLoss === false),
+    blocks: args.packing && args.packingStrategy === 'wrapped',
   };
-  const train = await encode(trainRows, 'training data');
-  const evalSplit = evalRows && (await encode(evalRows, 'evaluation data'));
+  const encode = async (data: string | readonly unknown[], key: string, name: string): Promise<Split> => {
+    const report = await encodeRows(readRows(data, key, args), encoding);
+    if (report.read === 0) throw new WrpoError('ERR_DATA', `${key} is empty`);
+    if (report.rows.length === 0) throw new WrpoError('ERR_DATA', `${name}: ${nothingLeft(report, encoding)}`);
+    const line = describeReport(report, encoding);
+    if (line !== undefined) say(`${name}: ${line}`);
+    return { rows: report.rows, hash: hashRows(report.rows, roles) };
+  };
+  const train = await encode(trainDataset, 'trainDataset', 'training data');
+  const evalSplit = evalDataset === undefined ? undefined : await encode(evalDataset, 'evalDataset', 'evaluation data');
+  const model = await open(options.model, args);
   const resident = usesReference(args.lossType) && reference !== undefined;
   const refModel = resident ? await open(reference, args) : undefined;
   const fingerprint = await model.fingerprint();
   const referenceFingerprint = refModel ? await refModel.fingerprint() : fingerprint;
   return { model, tokenizer, refModel, roles, fingerprint, referenceFingerprint, train, eval: evalSplit };
+}
+
+/** What was left out, or made of the rows; nothing when they are all there and whole. */
+function describeReport(report: EncodeReport, { maxLength, blocks }: EncodeOptions): string | undefined {
+  const { read, rows, tokens, dropped, truncated, truncatedPrompts, leftOver } = report;
+  if (blocks) {
+    return `${read} rows make ${rows.length} blocks of ${maxLength} tokens (${tokens} in all); ${leftOver} tokens at the end are left out`;
+  }
+  const lost = [
+    dropped > 0 && `${dropped} dropped (the prompt is too long)`,
+    truncatedPrompts > 0 && `${truncatedPrompts} prompts cut to max_prompt_length`,
+    truncated > 0 && `${truncated} responses cut to max_length`,
+  ].filter((part) => part !== false);
+  return lost.length === 0 ? undefined : `${read} rows (${tokens} tokens kept), ${lost.join(', ')}`;
+}
+
+function nothingLeft({ read, leftOver }: EncodeReport, { maxLength, blocks }: EncodeOptions): string {
+  return blocks
+    ? `the ${read} rows have ${leftOver} tokens together, too few for one block of max_length ${maxLength}`
+    : `no row is left: the prompts of all ${read} are too long`;
 }
 
 /** Fills in the reference columns, unless a resident model answers for every batch; returns how many rows it filled. */
@@ -128,25 +152,26 @@ async function open(model: string | Model, { dtype }: TrainingArgs): Promise<Mod
   return typeof model === 'string' ? Model.load(model, { dtype }) : model;
 }
 
-/** The tokenizer in the directory a model came from, if there is one. */
-export async function tokenizerOf({ directory }: Model): Promise<Tokenizer | undefined> {
+/** The tokenizer in the directory of a model, if there is one. */
+export async function tokenizerOf({ directory }: { directory?: string }): Promise<Tokenizer | undefined> {
   return directory && existsSync(join(directory, 'tokenizer.json')) ? Tokenizer.load(directory) : undefined;
 }
 
 /** The rows of a file or of objects in memory; fine-tuning takes the best response a row has as its completion. */
-async function readRows(
+async function* readRows(
   source: string | readonly unknown[],
   name: string,
   { lossType }: TrainingArgs,
-): Promise<PreferenceRow[]> {
-  const rows =
-    typeof source === 'string'
-      ? await loadPreferences(source)
-      : source.map((row, i) => toPreferenceRow(row, `${name}[${i}]`));
-  if (rows.length === 0) throw new WrpoError('ERR_DATA', `${name} is empty`);
-  if (lossType !== 'sft') return rows;
-  return rows.map((row) => {
+): AsyncGenerator<PreferenceRow> {
+  const rows = typeof source === 'string' ? readPreferences(source) : objects(source, name);
+  for await (const row of rows) {
     const { completion, source_chosen, target_chosen } = row.responses;
-    return { ...row, responses: { completion: completion ?? source_chosen ?? target_chosen } };
-  });
+    yield lossType === 'sft'
+      ? { ...row, responses: { completion: completion ?? source_chosen ?? target_chosen } }
+      : row;
+  }
+}
+
+function* objects(rows: readonly unknown[], name: string): Generator<PreferenceRow> {
+  for (const [i, row] of rows.entries()) yield toPreferenceRow(row, `${name}[${i}]`);
 }
