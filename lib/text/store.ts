@@ -8,51 +8,76 @@ export interface EncodedRow {
   responses: Partial<Record<Role, Int32Array>>;
 }
 
-/** Ids side by side: the lower 16 bits of each and, where the vocabulary needs them, 8 more. */
-interface Slab {
-  low: Uint16Array;
-  high?: Uint8Array;
+/** Ids side by side: the lower 16 bits of each and, apart from them, those above, as many as the vocabulary needs. */
+class Slab {
+  readonly #low: Uint16Array;
+  readonly #high: Uint8Array;
+  /** 0, 1, 2, 4 or 8, so that none cross a byte. */
+  readonly #width: number;
+
+  constructor(
+    readonly length: number,
+    vocabSize: number,
+  ) {
+    this.#width = [0, 1, 2, 4, 8].find((width) => vocabSize <= 2 ** (16 + width))!;
+    this.#low = new Uint16Array(length);
+    this.#high = new Uint8Array(Math.ceil((length * this.#width) / 8));
+  }
+
+  write(ids: readonly number[], start: number): void {
+    const width = this.#width;
+    for (let i = 0; i < ids.length; i++) {
+      const bit = (start + i) * width;
+      this.#low[start + i] = ids[i]!;
+      if (width > 0) this.#high[bit >> 3]! |= (ids[i]! >> 16) << (bit & 7);
+    }
+  }
+
+  read(start: number, length: number): Int32Array {
+    const width = this.#width;
+    const mask = 2 ** width - 1;
+    const ids = new Int32Array(length);
+    for (let i = 0; i < length; i++) {
+      const bit = (start + i) * width;
+      ids[i] = this.#low[start + i]! | (width > 0 ? ((this.#high[bit >> 3]! >> (bit & 7)) & mask) << 16 : 0);
+    }
+    return ids;
+  }
 }
 
 const SLAB = 2 ** 20;
 
-/** Takes rows in, two or three bytes an id, and shows them as ordinary rows. */
+/** Takes rows in, some two bytes an id, and shows them as ordinary rows. */
 export class RowStore {
   readonly rows: EncodedRow[] = [];
   /** Of all rows together. */
   tokens = 0;
-  #slab: Slab = { low: new Uint16Array(0) };
+  #slab: Slab;
   #filled = 0;
 
+  /** `vocabSize` is at most 2^24. */
   constructor(
     readonly roles: readonly Role[],
     readonly vocabSize: number,
-  ) {}
+  ) {
+    this.#slab = new Slab(0, vocabSize);
+  }
 
   /** Responses in the order of `roles`; every id must be below `vocabSize`. */
   add(where: string, prompt: readonly number[], responses: readonly (readonly number[])[]): void {
     const parts = [prompt, ...responses];
-    const count = parts.reduce((sum, { length }) => sum + length, 0);
-    if (this.#filled + count > this.#slab.low.length) {
-      const length = Math.max(SLAB, count);
-      this.#slab = {
-        low: new Uint16Array(length),
-        high: this.vocabSize > 2 ** 16 ? new Uint8Array(length) : undefined,
-      };
+    const lengths = parts.map(({ length }) => length);
+    const count = lengths.reduce((sum, length) => sum + length);
+    if (this.#filled + count > this.#slab.length) {
+      this.#slab = new Slab(Math.max(SLAB, count), this.vocabSize);
       this.#filled = 0;
     }
-    const { low, high } = this.#slab;
-    let at = this.#filled;
+    const row = new StoredRow(where, this.roles, this.#slab, this.#filled, lengths);
     for (const part of parts) {
-      for (const id of part) {
-        low[at] = id;
-        if (high) high[at] = id >>> 16;
-        at++;
-      }
+      this.#slab.write(part, this.#filled);
+      this.#filled += part.length;
     }
-    const lengths = parts.map(({ length }) => length);
-    this.rows.push(new StoredRow(where, this.roles, this.#slab, this.#filled, lengths) as unknown as EncodedRow);
-    this.#filled = at;
+    this.rows.push(row as unknown as EncodedRow);
     this.tokens += count;
   }
 }
@@ -99,10 +124,6 @@ class StoredRow {
   #read(part: number): Int32Array {
     let start = this.#start;
     for (let i = 0; i < part; i++) start += this.#lengths[i]!;
-    const length = this.#lengths[part]!;
-    const { low, high } = this.#slab;
-    const ids = new Int32Array(length);
-    for (let i = 0; i < length; i++) ids[i] = high ? low[start + i]! | (high[start + i]! << 16) : low[start + i]!;
-    return ids;
+    return this.#slab.read(start, this.#lengths[part]!);
   }
 }

@@ -7,14 +7,15 @@ import type { Tokenizer } from './tokenizer.js';
 /** A tokenizer and its chat template. */
 export class Turns {
   readonly #blank = new Map<number, boolean>();
-  readonly #endOfTurn: number | undefined;
+  /** Where in the tail the turn ends; -1 where no special token ends it. */
+  readonly #end: number;
 
   private constructor(
     readonly tokenizer: Tokenizer,
     /** What the template writes behind an answer, up to the header of the next if it writes that too. */
     readonly tail: readonly number[],
   ) {
-    this.#endOfTurn = tail.find((id) => tokenizer.isSpecial(id));
+    this.#end = tail.findIndex((id) => tokenizer.isSpecial(id));
   }
 
   /** Learns the end of a turn from what the template writes after an answer. */
@@ -63,7 +64,7 @@ export class Turns {
       const id = response[i]!;
       if (this.tokenizer.isSpecial(id)) {
         if (last === -1) last = i;
-        if (id === this.#endOfTurn) end = i;
+        if (id === this.tail[this.#end]) end = i;
       } else if (!(await this.#isBlank(id))) break;
     }
     if (last !== -1) return response.slice(0, (end === -1 ? last : end) + 1);
@@ -77,11 +78,9 @@ export class Turns {
 
   /** A response up to its end of turn, where what is behind it is what the template always writes there. */
   #withoutTail(response: number[]): number[] {
-    const { tail } = this;
-    const end = tail.findIndex((id) => id === this.#endOfTurn);
-    const start = response.length - tail.length;
-    if (end === -1 || start < 0 || tail.some((id, i) => id !== response[start + i])) return response;
-    return response.slice(0, start + end + 1);
+    const start = response.length - this.tail.length;
+    if (this.#end === -1 || this.tail.some((id, i) => id !== response[start + i])) return response;
+    return response.slice(0, start + this.#end + 1);
   }
 
   async #isBlank(id: number): Promise<boolean> {
