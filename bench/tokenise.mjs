@@ -96,8 +96,8 @@ async function textsOf(file, tokenizer) {
 /** In slices of the pipeline's size, one in work while the ids of the one before are taken. */
 async function raw(texts, tokenizer) {
   let before;
-  for (let i = 0; i < texts.length; i += 32) {
-    const slice = tokenizer.encodeBatch(texts.slice(i, i + 32).flat());
+  for (let i = 0; i < texts.length; i += 16) {
+    const slice = tokenizer.encodeBatch(texts.slice(i, i + 16).flat());
     await before;
     before = slice;
   }

@@ -8,8 +8,8 @@ interface Slice {
   failure?: { cause: unknown };
 }
 
-// Rows per call of the tokenizer: enough to fill all cores, few enough not to hold up the event loop.
-const SLICE = 32;
+// Rows per call of the tokenizer: enough to fill the cores, few enough for the memory of what it returns.
+const SLICE = 16;
 
 /**
  * Rows with the ids of their texts, in order. While the tokenizer reads one slice, the one before it is used and the next
