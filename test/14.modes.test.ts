@@ -132,6 +132,12 @@ describe('template_mode authors', () => {
       'ERR_DATA',
       /^rows.jsonl line 7: .*refuses the turns \(assistant\): user first$/,
     );
+    const narrow = { maxLength: 10, maxPromptLength: 10 };
+    await expectFailure(
+      () => authors([rowOf(text)], narrow),
+      'ERR_CONFIG',
+      /maxPromptLength \(10\) must be below maxLength/,
+    );
     const bare = await withTemplate(null);
     await expectFailure(() => authors([rowOf(text)], { tokenizer: bare }), 'ERR_DATA', /no chat template/);
   });

@@ -85,5 +85,5 @@ export function authorsTruncate({ prompt, responses }: RowIds, limits: AuthorsLi
 
 /** The authors' 1800 of 2048, in proportion. */
 export function authorsPromptLength(maxLength: number): number {
-  return Math.floor((maxLength * 1800) / 2048);
+  return Math.max(1, Math.floor((maxLength * 1800) / 2048));
 }

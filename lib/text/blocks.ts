@@ -1,6 +1,7 @@
 /**
  * `packing_strategy: wrapped`: texts joined end to end in file order and cut into blocks of one length, as TRL 0.9's packing
- * does. A block's tokens attend to all before them in the block, across the texts in it.
+ * does, but for its shuffling: it leaves out a remainder for every 7.5 million characters, this one at the end alone. A
+ * block's tokens attend to all before them in the block, across the texts in it.
  */
 export class Blocks {
   #ids: number[] = [];

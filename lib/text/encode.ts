@@ -58,7 +58,8 @@ export interface RowIds {
 /**
  * Turns rows into token ids; of their text, only a few slices are in memory at once. Rows of ids are used as they are.
  * Throws ERR_DATA naming the first row that lacks what is needed, that the template refuses, or with an id that the model
- * does not have.
+ * does not have; ERR_MODEL when the tokenizer has no token to end an answer with or its template fails; ERR_CONFIG when
+ * `authors` would leave responses no room.
  */
 export async function encodeRows(
   rows: Iterable<PreferenceRow> | AsyncIterable<PreferenceRow>,
@@ -107,6 +108,12 @@ async function wayOf(options: EncodeOptions, store: RowStore, report: EncodeRepo
     };
   }
   const { maxLength, maxPromptLength = authorsPromptLength(maxLength), truncationMode = 'keep_end' } = options;
+  if (maxPromptLength >= maxLength) {
+    throw new WrpoError(
+      'ERR_CONFIG',
+      `templateMode "authors": maxPromptLength (${maxPromptLength}) must be below maxLength (${maxLength}), or responses would be cut to nothing`,
+    );
+  }
   const rule = { autoInsertEmptySystemMsg: options.autoInsertEmptySystemMsg ?? true };
   const eos = tokenizer && requireEos(tokenizer);
   return {

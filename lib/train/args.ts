@@ -156,7 +156,7 @@ export function readsWholeTexts(args: TrainingArgs): boolean {
 
 /** What in arguments, each good by itself, cannot be meant together; `given` is as the caller wrote it. */
 function contradiction(args: TrainingArgs, given: Record<string, unknown>): string | undefined {
-  const { lossType, templateMode, maxLength, maxPromptLength = 0 } = args;
+  const { lossType, templateMode, maxLength, maxPromptLength = 1 } = args;
   if (templateMode === 'authors' && given.lossType === 'sigmoid') {
     return 'with template_mode authors, loss_type "sigmoid" would mean what it does in the authors\' own files, the mean over both chosen responses; this package will call that "authors_sigmoid" and does not have it yet; spell "dpo" for DPO';
   }
