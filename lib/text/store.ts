@@ -45,7 +45,8 @@ class Slab {
   }
 }
 
-const SLAB = 2 ** 20;
+// Of ids: small for a few rows, then twice the last one up to a size at which slabs are few.
+const SLABS = { least: 2 ** 12, most: 2 ** 20 };
 
 /** Takes rows in, some two bytes an id, and shows them as ordinary rows. */
 export class RowStore {
@@ -69,7 +70,8 @@ export class RowStore {
     const lengths = parts.map(({ length }) => length);
     const count = lengths.reduce((sum, length) => sum + length);
     if (this.#filled + count > this.#slab.length) {
-      this.#slab = new Slab(Math.max(SLAB, count), this.vocabSize);
+      const usual = Math.min(SLABS.most, Math.max(SLABS.least, 2 * this.#slab.length));
+      this.#slab = new Slab(Math.max(usual, count), this.vocabSize);
       this.#filled = 0;
     }
     const row = new StoredRow(where, this.roles, this.#slab, this.#filled, lengths);

@@ -27,7 +27,8 @@ export class Turns {
     } catch {
       // A template that refuses these turns will say so for the rows, or accept what they have.
     }
-    return new Turns(tokenizer, await tokenizer.encode(text.slice(text.lastIndexOf(answer) + answer.length)));
+    const at = text.lastIndexOf(answer);
+    return new Turns(tokenizer, at === -1 ? [] : await tokenizer.encode(text.slice(at + answer.length)));
   }
 
   /** The prompt up to the answer, then the whole conversation with each response. */
