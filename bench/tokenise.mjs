@@ -56,12 +56,12 @@ if (process.argv[2] === '--alone') {
   const scratch = mkdtempSync(join(tmpdir(), 'wrpo-tokenise-'));
   try {
     const all = await writeRows(join(scratch, 'all.jsonl'), count);
-    const part = await writeRows(join(scratch, 'part.jsonl'), Math.min(count, 250));
+    const part = await writeRows(join(scratch, 'part.jsonl'), Math.min(count, 1000));
     const tokenizer = await Tokenizer.load(dir);
     const rounds = [];
     const texts = await textsOf(part, tokenizer);
     await raw(texts, tokenizer);
-    for (let i = 0; i < 25; i++) {
+    for (let i = 0; i < 7; i++) {
       rounds.push({
         raw: await timed(() => raw(texts, tokenizer)),
         whole: await timed(() => pipeline(part, tokenizer)),
