@@ -195,8 +195,9 @@ function requireUsable(row: PreferenceRow, { roles, tokenizer }: EncodeOptions):
 }
 
 function requireIds(ids: readonly number[], key: string, where: string, vocabSize: number): void {
-  const odd = ids.findIndex((id) => !Number.isInteger(id) || id < 0 || id >= vocabSize);
-  if (odd === -1) return;
+  let odd = 0;
+  while (odd < ids.length && Number.isInteger(ids[odd]) && ids[odd]! >= 0 && ids[odd]! < vocabSize) odd++;
+  if (odd === ids.length) return;
   throw fault(
     where,
     `"${key}" has ${ids[odd]} at position ${odd}; expected an id from 0 to ${vocabSize - 1} (vocabulary size ${vocabSize})`,

@@ -44,52 +44,54 @@ export class Turns {
   async split(row: PreferenceRow, roles: readonly Role[], [prompt, ...wholes]: number[][]): Promise<RowIds> {
     const responses: number[][] = [];
     for (const [k, role] of roles.entries()) {
-      const response = wholes[k]!.slice(lengthOfPrompt(prompt!, wholes[k]!, role, row.where));
-      if (response.length === 0 && toAnswer(row.responses[role]!).content.trim() !== '') {
+      const whole = wholes[k]!;
+      const start = lengthOfPrompt(prompt!, whole, role, row.where);
+      if (start === whole.length && toAnswer(row.responses[role]!).content.trim() !== '') {
         throw new WrpoError('ERR_DATA', `${row.where}: the chat template writes nothing of "${role}"`);
       }
-      responses.push(await this.#close(response));
+      const end = await this.#endOf(whole, start);
+      responses.push(end === -1 ? [...whole.slice(start), this.#eos()] : whole.slice(start, end));
     }
     return { prompt: prompt!, responses };
   }
 
   /**
-   * Ends a response with exactly one end of turn. Templates write more behind it (a line end, a second special token, the
-   * header of the next answer), which no sampler ever reaches; and some write none at all.
+   * Where the response that begins at `start` ends, with exactly one end of turn; -1 where the template writes none.
+   * Templates write more behind it (a line end, a second special token, the header of the next answer), which no sampler
+   * ever reaches.
    */
-  async #close(whole: number[]): Promise<number[]> {
-    const response = this.#withoutTail(whole);
+  async #endOf(whole: readonly number[], start: number): Promise<number> {
     let last = -1;
     let end = -1;
-    for (let i = response.length - 1; i >= 0; i--) {
-      const id = response[i]!;
+    for (let i = this.#withoutTail(whole) - 1; i >= start; i--) {
+      const id = whole[i]!;
       if (this.tokenizer.isSpecial(id)) {
-        if (last === -1) last = i;
-        if (id === this.tail[this.#end]) end = i;
-      } else if (!(await this.#isBlank(id))) break;
+        if (last === -1) last = i + 1;
+        if (id === this.tail[this.#end]) end = i + 1;
+      } else if (!(this.#blank.get(id) ?? (await this.#isBlank(id)))) break;
     }
-    if (last !== -1) return response.slice(0, (end === -1 ? last : end) + 1);
+    return end === -1 ? last : end;
+  }
+
+  /** Where the turn ends, if what is behind it is what the template always writes there. */
+  #withoutTail(whole: readonly number[]): number {
+    const start = whole.length - this.tail.length;
+    if (this.#end === -1 || this.tail.some((id, i) => id !== whole[start + i])) return whole.length;
+    return start + this.#end + 1;
+  }
+
+  #eos(): number {
     const { eosTokenId } = this.tokenizer;
-    if (eosTokenId !== undefined) return [...response, eosTokenId];
+    if (eosTokenId !== undefined) return eosTokenId;
     throw new WrpoError(
       'ERR_MODEL',
       'the chat template ends an answer with no special token; expected "eos_token" in tokenizer_config.json to end it',
     );
   }
 
-  /** A response up to its end of turn, where what is behind it is what the template always writes there. */
-  #withoutTail(response: number[]): number[] {
-    const start = response.length - this.tail.length;
-    if (this.#end === -1 || this.tail.some((id, i) => id !== response[start + i])) return response;
-    return response.slice(0, start + this.#end + 1);
-  }
-
   async #isBlank(id: number): Promise<boolean> {
-    let blank = this.#blank.get(id);
-    if (blank === undefined) {
-      blank = (await this.tokenizer.decode([id])).trim() === '';
-      this.#blank.set(id, blank);
-    }
+    const blank = (await this.tokenizer.decode([id])).trim() === '';
+    this.#blank.set(id, blank);
     return blank;
   }
 }
