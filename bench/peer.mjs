@@ -6,7 +6,7 @@
  * node bench/peer.mjs [--preset nano|tiny|small] [--mode wrpo|trl-dpo] [--flat] [--rounds 5] [--rows 48]
  */
 import { execFileSync, spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -24,7 +24,7 @@ const { values } = parseArgs({
 });
 const here = (name) => fileURLToPath(new URL(name, import.meta.url));
 const python = process.env.WRPO_PEER_PYTHON ?? here('../.peer/bin/python');
-if (!existsSync(python)) installPeer();
+if (!process.env.WRPO_PEER_PYTHON && !existsSync(here('../.peer/complete'))) installPeer();
 
 const tuned = {
   ...process.env,
@@ -143,4 +143,5 @@ function installPeer() {
   const packages = ['torch==2.13.0+cpu', 'trl==1.13.0', 'transformers<6', 'accelerate', 'datasets'];
   const index = ['--extra-index-url', 'https://download.pytorch.org/whl/cpu'];
   execFileSync(here('../.peer/bin/pip'), ['install', '-q', ...index, ...packages], { stdio: 'inherit' });
+  writeFileSync(here('../.peer/complete'), '');
 }

@@ -332,10 +332,15 @@ describe('encoding rows', () => {
     ['a line end behind the end of turn', '{{ m.content }}<|eot_id|>\n', '4<|eot_id|>'],
     ['a second special token', '{{ m.content }}<|eot_id|>\n<|end_of_text|>', '4<|eot_id|>'],
     ['no end of turn', '{{ m.content }}', '4<|eot_id|>'],
-    ['words behind the end of turn', '{{ m.content }}<|end_of_text|>more', '4<|end_of_text|>more<|eot_id|>'],
+    ['words behind the end of turn', '{{ m.content }}<|end_of_text|>more', '4<|end_of_text|>'],
+    [
+      'the header of the next answer',
+      '{{ m.content }}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n',
+      '4<|eot_id|>',
+    ],
     ['an end of turn other than EOS', '{{ m.content }} <|end_of_text|>', '4 <|end_of_text|>'],
   ])('ends a response exactly once after %s', async (_, turn, expected) => {
-    const template = `{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}<|end_header_id|>{% else %}${turn.replace('\n', "{{ '\\n' }}")}{% endif %}{% endfor %}`;
+    const template = `{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}<|end_header_id|>{% else %}${turn.replaceAll('\n', "{{ '\\n' }}")}{% endif %}{% endfor %}`;
     const loaded = await Tokenizer.load(variant({ 'chat_template.jinja': template }));
     const { rows } = await encode([row(text)], { tokenizer: loaded });
     expect(await loaded.decode(rows[0]!.responses.target_chosen!)).toBe(expected);
@@ -452,7 +457,8 @@ describe('encoding rows', () => {
   });
 
   it('names the row that the template refuses', async () => {
-    const template = "{% if messages[0].content == 'b' %}{{ raise_exception('no b') }}{% endif %}<|eot_id|>";
+    const template =
+      "{% if messages[0].content == 'b' %}{{ raise_exception('no b') }}{% endif %}{% for m in messages %}{{ m.content }}<|eot_id|>{% endfor %}";
     const loaded = await Tokenizer.load(variant({ 'chat_template.jinja': template }));
     const rows = [row(text, 'row 1'), row({ ...text, prompt: 'b' }, 'row 2')];
     const error = await failure(() => encode(rows, { tokenizer: loaded }));

@@ -223,7 +223,7 @@ describe('whole files', () => {
       ...{ saveStrategy: 'epoch', evalStrategy: 'steps', evalSteps: 500, maxSteps: -1, learningRate: 7e-6 },
     });
     expect(notices.join('\n')).toContain('packing true, packing_strategy wrapped and completion_only_loss false');
-    expect(resolved(SFT, { packing: true }).notices.join('\n')).not.toContain('packing_strategy');
+    expect(resolved(SFT, { packing: true, loss_type: 'sft' }).notices.join('\n')).not.toContain('packing_strategy');
   });
 
   it('DPO of the handbook', () => {
@@ -411,7 +411,7 @@ describe('from the command line', () => {
   it('DPO of the handbook trains with sigmoid, and says so', async () => {
     const more = ['--dtype', 'float32', '--save_strategy', 'no'];
     const { stderr, config } = await run('train', ZEPHYR_DPO, pairs, ...more);
-    expect(stderr).toMatch(/run-\d+\.yaml has no loss_type: sigmoid, by what the rows hold/);
+    expect(stderr).toMatch(/run-\d+\.yaml has no loss_type: dpo, by what the rows hold/);
     expect(config).toMatchObject({ loss_type: 'sigmoid', dtype: 'float32', dataset_train_split: 'train_prefs' });
   });
 

@@ -576,7 +576,7 @@ describe('what stops a run', () => {
     expect(make({ learningRat: 1 })).toThrow(/unknown key "learningRat"; did you mean "learningRate"\?/);
     expect(make({ beta: 0 })).toThrow(/"beta".*found 0/);
     expect(make({ alpha: 2 })).toThrow(WrpoError);
-    expect(make({ lossType: 'dpo' })).toThrow(/"loss_type".*"wrpo"/);
+    expect(make({ lossType: 'dop' })).toThrow(/"loss_type".*"wrpo"/);
     expect(make({ outputDir: undefined })).toThrow(/"output_dir"/);
     expect(existsSync(path('never'))).toBe(false);
   });

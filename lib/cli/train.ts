@@ -7,6 +7,7 @@ import { evaluates, readKeys, resolveArgs, type TrainingArgs, type TrainingArgsI
 import { camel, OTHER_DEFAULTS, snake } from '../train/compat.js';
 import type { Metrics } from '../train/metrics.js';
 import { fittingLoss } from '../train/objective.js';
+import { trainSplit } from '../train/prepare.js';
 import { Trainer } from '../train/trainer.js';
 
 interface Options {
@@ -77,8 +78,10 @@ async function readInput(command: 'train' | 'sft', config: string, rest: string[
   const where = (key?: string) => (key !== undefined && overridden.has(camel(key)) ? COMMAND_LINE : file.where(key));
   const args = resolveArgs(input, where);
   if (asked === undefined && command === 'train' && args.datasetName !== undefined) {
-    input.lossType = await lossOf(args.datasetName);
-    if (input.lossType !== args.lossType) say(`${config} has no loss_type: ${input.lossType}, by what the rows hold`);
+    const fitting = await lossOf(args.datasetName, args);
+    // What "sigmoid" means in the authors' files is another loss.
+    input.lossType = fitting === 'sigmoid' ? 'dpo' : fitting;
+    if (fitting !== args.lossType) say(`${config} has no loss_type: ${input.lossType}, by what the rows hold`);
   }
   if (foreign) sayDefaults(config, input);
   return input;
@@ -96,8 +99,8 @@ function sayDefaults(config: string, input: Record<string, unknown>): void {
 }
 
 /** A DPO file of TRL names no loss: the first row does. */
-async function lossOf(datasetName: string): Promise<TrainingArgs['lossType']> {
-  for await (const row of readPreferences(datasetName)) return fittingLoss(row);
+async function lossOf(datasetName: string, args: TrainingArgs): Promise<TrainingArgs['lossType']> {
+  for await (const row of readPreferences(datasetName, trainSplit(args))) return fittingLoss(row);
   return 'wrpo';
 }
 

@@ -1,7 +1,7 @@
 /** Encoded rows to packed micro-batches: no padding, each prompt once. The layout is described in native/model/batch.h. */
 import { WrpoError } from '../errors.js';
 import type { Batch } from '../native/addon.js';
-import type { EncodedRow } from '../text/encode.js';
+import type { EncodedRow } from '../text/store.js';
 import type { Role } from './preferences.js';
 
 /** A batch together with the rows it holds and the role of each of its responses. */
@@ -10,18 +10,21 @@ export interface PackedBatch extends Batch {
   roles: Role[];
 }
 
-/** Throws ERR_DATA naming the row unless it has a prompt and every response, none of them empty. */
-function requireTokens({ where, prompt, responses }: EncodedRow, roles: readonly Role[]): void {
+/** A row's ids, read once. Throws ERR_DATA naming the row unless it has a prompt and every response, none of them empty. */
+function requireTokens({ where, prompt, responses: byRole }: EncodedRow, roles: readonly Role[]) {
   if (prompt.length === 0) throw new WrpoError('ERR_DATA', `${where}: the prompt has no tokens`);
-  for (const role of roles) {
-    const what = responses[role] ? 'has no tokens' : 'is missing';
-    if (!responses[role]?.length) throw new WrpoError('ERR_DATA', `${where}: "${role}" ${what}`);
-  }
+  const responses = roles.map((role) => {
+    const response = byRole[role];
+    if (response?.length) return response;
+    throw new WrpoError('ERR_DATA', `${where}: "${role}" ${response ? 'has no tokens' : 'is missing'}`);
+  });
+  return { prompt, responses };
 }
 
 /** The tokens a row adds to a batch. */
 export function packedLength(row: EncodedRow, roles: readonly Role[]): number {
-  return roles.reduce((sum, role) => sum + row.responses[role]!.length, row.prompt.length - 1);
+  const { prompt, responses } = row;
+  return roles.reduce((sum, role) => sum + responses[role]!.length, prompt.length - 1);
 }
 
 /** Cuts rows, in order, into micro-batches of at most `limit` tokens; a larger row gets one of its own. */
@@ -45,45 +48,47 @@ export function splitMicrobatches(rows: EncodedRow[], roles: readonly Role[], li
  * rounding, from plain causal sequences. Throws ERR_DATA naming a row whose prompt or response is missing or empty.
  */
 export function packRows(rows: EncodedRow[], roles: readonly Role[], { sharePrompt = true } = {}): PackedBatch {
-  const prompts: number[] = [];
-  const promptPositions: number[] = [];
-  const responses: number[] = [];
-  const positions: number[] = [];
-  const targets: number[] = [];
   const promptOffsets = [0];
   const responseOffsets = [0];
   const groupOffsets = [0];
-  for (const row of rows) {
-    requireTokens(row, roles);
-    const { prompt, responses: byRole } = row;
-    const last = prompt.length - 1;
-    for (let i = 0; sharePrompt && i < last; i++) {
-      prompts.push(prompt[i]!);
-      promptPositions.push(i);
+  const ids = rows.map((row) => requireTokens(row, roles));
+  // A shared prompt's last token stands in each response, where it predicts the first of its own.
+  const before = ({ length }: Int32Array) => (sharePrompt ? length - 1 : 0);
+  let promptTokens = 0;
+  let responseTokens = 0;
+  for (const { prompt, responses } of ids) {
+    promptTokens += before(prompt);
+    for (const { length } of responses) responseTokens += prompt.length - before(prompt) + length - 1;
+  }
+  const tokens = new Int32Array(promptTokens + responseTokens);
+  const positions = new Int32Array(tokens.length);
+  const targets = new Int32Array(responseTokens).fill(-1);
+  let at = 0;
+  const put = (part: Int32Array, position: number) => {
+    tokens.set(part, at);
+    for (let i = 0; i < part.length; i++) positions[at + i] = position + i;
+    at += part.length;
+  };
+  for (const { prompt } of ids) {
+    put(prompt.subarray(0, before(prompt)), 0);
+    promptOffsets.push(at);
+  }
+  for (const { prompt, responses } of ids) {
+    const first = before(prompt);
+    for (const response of responses) {
+      put(prompt.subarray(first), first);
+      targets.set(response, at - 1 - promptTokens);
+      put(response.subarray(0, -1), prompt.length);
+      responseOffsets.push(at - promptTokens);
     }
-    for (const role of roles) {
-      const response = byRole[role]!;
-      for (let i = sharePrompt ? last : 0; i <= last; i++) {
-        responses.push(prompt[i]!);
-        positions.push(i);
-        targets.push(i < last ? -1 : response[0]!);
-      }
-      for (let i = 0; i + 1 < response.length; i++) {
-        responses.push(response[i]!);
-        positions.push(prompt.length + i);
-        targets.push(response[i + 1]!);
-      }
-      responseOffsets.push(responses.length);
-    }
-    promptOffsets.push(prompts.length);
     groupOffsets.push(responseOffsets.length - 1);
   }
   return {
     rows,
     roles: rows.flatMap(() => roles),
-    tokens: Int32Array.from([...prompts, ...responses]),
-    positions: Int32Array.from([...promptPositions, ...positions]),
-    targets: Int32Array.from(targets),
+    tokens,
+    positions,
+    targets,
     promptOffsets: Int32Array.from(promptOffsets),
     responseOffsets: Int32Array.from(responseOffsets),
     groupOffsets: Int32Array.from(groupOffsets),

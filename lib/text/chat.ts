@@ -70,13 +70,14 @@ const reason = (cause: unknown): string => (cause instanceof Error ? cause.messa
 class Refusal extends Error {}
 
 // What str.strip() removes, which is not what String.prototype.trim() removes: \x1c to \x1f and \x85 too, U+FEFF not.
-const WHITESPACE =
+const WHITESPACE = new Set(
   '\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a' +
-  '\u2028\u2029\u202f\u205f\u3000';
+    '\u2028\u2029\u202f\u205f\u3000',
+);
 
 function strip(text: unknown, chars: unknown, sides: 'left' | 'right' | 'both'): string {
   if (typeof text !== 'string') throw new TypeError(`cannot strip ${text === undefined ? 'what is undefined' : text}`);
-  const removed = new Set(typeof chars === 'string' ? chars : WHITESPACE);
+  const removed = typeof chars === 'string' ? new Set(chars) : WHITESPACE;
   let start = 0;
   let end = text.length;
   if (sides !== 'right') {

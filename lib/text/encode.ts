@@ -1,74 +1,183 @@
-import {
-  type Content,
-  isIds,
-  type Message,
-  missingKey,
-  type PreferenceRow,
-  type Role,
-  toMessages,
-} from '../data/preferences.js';
+/** Rows of text or ids to token ids, one slice at a time, every id checked against the model's vocabulary. */
+import { isIds, missingKey, type PreferenceRow, type Role } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
+import { authorsPromptLength, authorsSplit, authorsTexts, authorsTruncate, requireEos, wholeText } from './authors.js';
+import { Blocks } from './blocks.js';
+import { type EncodedRow, RowStore } from './store.js';
+import { tokenise } from './tokenise.js';
 import type { Tokenizer } from './tokenizer.js';
+import { Turns } from './turns.js';
 
-/** A row as token ids: the prompt up to where the answer begins, and what follows it in each response. */
-export interface EncodedRow {
-  where: string;
-  prompt: Int32Array;
-  responses: Partial<Record<Role, Int32Array>>;
-}
+export type { EncodedRow } from './store.js';
 
-/** `dropped` counts rows whose prompt is too long, `truncated` responses that were cut. */
+/** The rows, and what was left out of them. */
 export interface EncodeReport {
   rows: EncodedRow[];
+  /** Rows that were read. */
+  read: number;
+  /** Tokens kept, each prompt counted once. */
+  tokens: number;
+  /** Rows left out: the prompt is longer than `maxPromptLength`, or leaves an answer no room in `maxLength`. */
   dropped: number;
+  /** Responses that were cut. */
   truncated: number;
+  /** Prompts that were cut (`templateMode: 'authors'` only). */
+  truncatedPrompts: number;
+  /** Tokens behind the last whole block (`blocks` only). */
+  leftOver: number;
 }
 
 /** What to encode, and how long a prompt with one response may be. */
 export interface EncodeOptions {
+  /** Needed for rows of text. */
   tokenizer?: Tokenizer;
   roles: readonly Role[];
+  /** In tokens, of a prompt with one response, or of a block. */
   maxLength: number;
+  /** In tokens. Default: `maxLength`; with `authors`, 1800 of 2048 in proportion. Not used for one whole text a row. */
   maxPromptLength?: number;
   vocabSize: number;
+  /** `authors`: to the token what the paper's own scripts make of a row. Default `default`. */
+  templateMode?: 'default' | 'authors';
+  /** Which end of a prompt `authors` keeps. Default `keep_end`. */
+  truncationMode?: 'keep_end' | 'keep_start';
+  /** The authors' rule for conversations without a system message. Default true. */
+  autoInsertEmptySystemMsg?: boolean;
+  /** One response a row: moves all tokens but the first into it, so that the loss is on all that can be predicted. */
+  allTokens?: boolean;
+  /** One response a row: joins all texts, an EOS behind each, and cuts them into blocks of `maxLength`; `allTokens`. */
+  blocks?: boolean;
 }
 
-interface RowIds {
+/** A prompt and, in the order of `roles`, its responses. */
+export interface RowIds {
   prompt: number[];
-  /** In the order of `roles`. */
   responses: number[][];
 }
 
-// Rows per call of the tokenizer: enough to fill all cores, few enough not to hold up the event loop.
-const SLICE = 16;
-
-/** Turns rows of text or ids into token ids, every one of them checked against the model's vocabulary. */
-export async function encodeRows(rows: PreferenceRow[], options: EncodeOptions): Promise<EncodeReport> {
-  for (const row of rows) requireUsable(row, options);
-  const { tokenizer, roles } = options;
-  const chat = tokenizer?.hasChatTemplate ? await Chat.with(tokenizer) : undefined;
-  const report: EncodeReport = { rows: [], dropped: 0, truncated: 0 };
-  for (let start = 0; start < rows.length; start += SLICE) {
-    const slice = rows.slice(start, start + SLICE);
-    const encoded = await idsOf(slice, roles, chat);
-    for (const [i, ids] of encoded.entries()) addRow(ids, slice[i]!.where, options, report);
+/**
+ * Turns rows into token ids; of their text, only a few slices are in memory at once. Rows of ids are used as they are.
+ * Throws ERR_DATA naming the first row that lacks what is needed, that the template refuses, or with an id that the model
+ * does not have; ERR_MODEL when the tokenizer has no token to end an answer with or its template fails; ERR_CONFIG when
+ * `authors` would leave responses no room.
+ */
+export async function encodeRows(
+  rows: Iterable<PreferenceRow> | AsyncIterable<PreferenceRow>,
+  options: EncodeOptions,
+): Promise<EncodeReport> {
+  const { tokenizer, roles, vocabSize } = options;
+  const store = new RowStore(roles, vocabSize);
+  const report = { rows: store.rows, read: 0, tokens: 0, dropped: 0, truncated: 0, truncatedPrompts: 0, leftOver: 0 };
+  const way = await wayOf(options, store, report);
+  const encode = (texts: string[]) => tokenizer!.encodeBatch(texts, { addSpecialTokens: way.addSpecialTokens });
+  const render = (row: PreferenceRow) => {
+    requireUsable(row, options);
+    return isIds(row.prompt) ? [] : naming(row, () => way.texts(row));
+  };
+  for await (const { row, ids } of tokenise(rows, render, encode)) {
+    const parts = isIds(row.prompt) ? idsOf(row, roles) : await way.split(row, ids);
+    requireIds(parts.prompt, 'prompt', row.where, vocabSize);
+    for (const [k, role] of roles.entries()) requireIds(parts.responses[k]!, role, row.where, vocabSize);
+    report.read++;
+    way.take(parts, row.where);
   }
+  report.tokens = store.tokens;
   return report;
 }
 
-/** Adds a row to the report, as long as `maxLength` and `maxPromptLength` let it be. */
-function addRow({ prompt, responses }: RowIds, where: string, options: EncodeOptions, report: EncodeReport): void {
-  const { roles, maxLength, maxPromptLength = maxLength, vocabSize } = options;
-  requireIds(prompt, 'prompt', where, vocabSize);
-  for (const [k, role] of roles.entries()) requireIds(responses[k]!, role, where, vocabSize);
+/** One way from rows to ids: which texts the tokenizer reads, how their ids split, and how much of them is kept. */
+interface Way {
+  addSpecialTokens: boolean;
+  texts(row: PreferenceRow): string[];
+  split(row: PreferenceRow, ids: number[][]): RowIds | Promise<RowIds>;
+  take(row: RowIds, where: string): void;
+}
+
+async function wayOf(options: EncodeOptions, store: RowStore, report: EncodeReport): Promise<Way> {
+  const { roles, templateMode, blocks, allTokens } = options;
+  // Without a chat template only rows of ids pass, for which no text is ever rendered.
+  const tokenizer = options.tokenizer?.hasChatTemplate ? options.tokenizer : undefined;
+  if (blocks || (allTokens && templateMode === 'authors')) return wholeWay(options, store, report);
+  if (templateMode !== 'authors') {
+    const turns = tokenizer && (await Turns.of(tokenizer));
+    return {
+      addSpecialTokens: false,
+      texts: (row) => turns!.texts(row, roles),
+      split: (row, ids) => turns!.split(row, roles, ids),
+      take: (row, where) => keep(row, where, options, store, report),
+    };
+  }
+  const { maxLength, maxPromptLength = authorsPromptLength(maxLength), truncationMode = 'keep_end' } = options;
+  if (maxPromptLength >= maxLength) {
+    throw new WrpoError(
+      'ERR_CONFIG',
+      `templateMode "authors": maxPromptLength (${maxPromptLength}) must be below maxLength (${maxLength}), or responses would be cut to nothing`,
+    );
+  }
+  const rule = { autoInsertEmptySystemMsg: options.autoInsertEmptySystemMsg ?? true };
+  const eos = tokenizer && requireEos(tokenizer);
+  return {
+    addSpecialTokens: false,
+    texts: (row) => authorsTexts(row, roles, tokenizer!, rule),
+    split: (row, ids) => authorsSplit(row, roles, ids, eos!),
+    take(row, where) {
+      const { prompt, responses } = authorsTruncate(row, { maxLength, maxPromptLength, truncationMode });
+      if (prompt.length < row.prompt.length) report.truncatedPrompts++;
+      report.truncated += responses.filter(({ length }, k) => length < row.responses[k]!.length).length;
+      store.add(where, prompt, responses);
+    },
+  };
+}
+
+/** The authors' fine-tuning: one text a row, with the special tokens that the tokenizer adds, the loss on all of it. */
+function wholeWay(options: EncodeOptions, store: RowStore, report: EncodeReport): Way {
+  const { tokenizer, roles, maxLength, templateMode } = options;
+  const rule = {
+    autoInsertEmptySystemMsg: templateMode === 'authors' && (options.autoInsertEmptySystemMsg ?? true),
+  };
+  const eos = options.blocks && tokenizer?.hasChatTemplate ? requireEos(tokenizer) : undefined;
+  const put = (ids: number[], where: string) => store.add(where, ids.slice(0, 1), [ids.slice(1)]);
+  const blocks = options.blocks ? new Blocks(maxLength, put) : undefined;
+  return {
+    addSpecialTokens: true,
+    texts: (row) => [wholeText(row, roles[0]!, tokenizer!, rule)],
+    split: (_, [ids]) => ({
+      prompt: ids!.slice(0, 1),
+      responses: [[...ids!.slice(1), ...(eos === undefined ? [] : [eos])]],
+    }),
+    take(row, where) {
+      const ids = [...row.prompt, ...row.responses[0]!];
+      if (blocks) {
+        blocks.add(ids, where);
+        report.leftOver = blocks.leftOver;
+      } else if (Math.min(maxLength, ids.length) < 2) {
+        report.dropped++;
+      } else {
+        if (ids.length > maxLength) report.truncated++;
+        put(ids.slice(0, maxLength), where);
+      }
+    },
+  };
+}
+
+/** Adds a row as long as `maxLength` and `maxPromptLength` let it be. */
+function keep(
+  { prompt, responses }: RowIds,
+  where: string,
+  options: EncodeOptions,
+  store: RowStore,
+  report: EncodeReport,
+) {
+  const { maxLength, maxPromptLength = maxLength, allTokens } = options;
   const room = maxLength - prompt.length;
   if (room < 1 || prompt.length > maxPromptLength) {
     report.dropped++;
     return;
   }
-  report.truncated += responses.filter((response) => response.length > room).length;
-  const cut = roles.map((role, k) => [role, Int32Array.from(responses[k]!.slice(0, room))]);
-  report.rows.push({ where, prompt: Int32Array.from(prompt), responses: Object.fromEntries(cut) });
+  report.truncated += responses.filter(({ length }) => length > room).length;
+  const cut = responses.map((response) => (response.length > room ? response.slice(0, room) : response));
+  if (allTokens) store.add(where, prompt.slice(0, 1), [[...prompt.slice(1), ...cut[0]!]]);
+  else store.add(where, prompt, cut);
 }
 
 function requireUsable(row: PreferenceRow, { roles, tokenizer }: EncodeOptions): void {
@@ -85,120 +194,28 @@ function requireUsable(row: PreferenceRow, { roles, tokenizer }: EncodeOptions):
   throw fault(where, `the row is text, but ${what}; expected a tokenizer with a chat template, or token ids`);
 }
 
-function requireIds(ids: number[], key: string, where: string, vocabSize: number): void {
-  const odd = ids.findIndex((id) => !Number.isInteger(id) || id < 0 || id >= vocabSize);
-  if (odd === -1) return;
+function requireIds(ids: readonly number[], key: string, where: string, vocabSize: number): void {
+  let odd = 0;
+  while (odd < ids.length && Number.isInteger(ids[odd]) && ids[odd]! >= 0 && ids[odd]! < vocabSize) odd++;
+  if (odd === ids.length) return;
   throw fault(
     where,
     `"${key}" has ${ids[odd]} at position ${odd}; expected an id from 0 to ${vocabSize - 1} (vocabulary size ${vocabSize})`,
   );
 }
 
-async function idsOf(rows: PreferenceRow[], roles: readonly Role[], chat: Chat | undefined): Promise<RowIds[]> {
-  const texts = await chat?.encode(
-    rows.filter(({ prompt }) => !isIds(prompt)),
-    roles,
-  );
-  let next = 0;
-  return rows.map(({ prompt, responses }) =>
-    isIds(prompt) ? { prompt, responses: roles.map((role) => responses[role] as number[]) } : texts![next++]!,
-  );
+function idsOf({ prompt, responses }: PreferenceRow, roles: readonly Role[]): RowIds {
+  return { prompt: prompt as number[], responses: roles.map((role) => responses[role] as number[]) };
 }
 
-/** A tokenizer and its chat template: where an answer begins, and which token ends it. */
-class Chat {
-  readonly #blank = new Map<number, boolean>();
-
-  private constructor(
-    readonly tokenizer: Tokenizer,
-    readonly endOfTurn: number | undefined,
-  ) {}
-
-  /** Learns the end of a turn from what the template writes after an answer. */
-  static async with(tokenizer: Tokenizer): Promise<Chat> {
-    const answer = 'answer';
-    let text = '';
-    try {
-      text = tokenizer.applyChatTemplate([...toMessages('question'), { role: 'assistant', content: answer }]);
-    } catch {
-      // A template that refuses these turns will say so for the rows, or accept what they have.
-    }
-    const tail = await tokenizer.encode(text.slice(text.lastIndexOf(answer) + answer.length));
-    const end = tail.find((id) => tokenizer.isSpecial(id));
-    return new Chat(tokenizer, end);
+/** What the template makes of a row; its complaints name the row. */
+function naming({ where }: PreferenceRow, texts: () => string[]): string[] {
+  try {
+    return texts();
+  } catch (cause) {
+    if (cause instanceof WrpoError) throw new WrpoError(cause.code, `${where}: ${cause.message}`, { cause });
+    throw cause;
   }
-
-  async encode(rows: PreferenceRow[], roles: readonly Role[]): Promise<RowIds[]> {
-    const ids = await this.tokenizer.encodeBatch(rows.flatMap((row) => this.#render(row, roles)));
-    return Promise.all(
-      rows.map(async ({ where }, i) => {
-        const [prompt, ...wholes] = ids.slice(i * (1 + roles.length), (i + 1) * (1 + roles.length));
-        const responses = wholes.map((whole, k) => after(prompt!, whole, roles[k]!, where));
-        return { prompt: prompt!, responses: await Promise.all(responses.map((response) => this.#close(response))) };
-      }),
-    );
-  }
-
-  /** The prompt up to the answer, then the whole conversation with each response. */
-  #render({ where, prompt, responses }: PreferenceRow, roles: readonly Role[]): string[] {
-    const turns = toMessages(prompt as string | Message[]);
-    try {
-      return [
-        this.tokenizer.applyChatTemplate(turns, { addGenerationPrompt: true }),
-        ...roles.map((role) => this.tokenizer.applyChatTemplate([...turns, toAnswer(responses[role]!)])),
-      ];
-    } catch (cause) {
-      if (cause instanceof WrpoError) throw new WrpoError(cause.code, `${where}: ${cause.message}`, { cause });
-      throw cause;
-    }
-  }
-
-  /**
-   * Ends a response with exactly one end of turn. Templates write more behind it (a line end, a second special token),
-   * which no sampler ever reaches; and some write none at all.
-   */
-  async #close(response: number[]): Promise<number[]> {
-    let last = -1;
-    let end = -1;
-    for (let i = response.length - 1; i >= 0; i--) {
-      const id = response[i]!;
-      if (this.tokenizer.isSpecial(id)) {
-        if (last === -1) last = i;
-        if (id === this.endOfTurn) end = i;
-      } else if (!(await this.#isBlank(id))) break;
-    }
-    if (last !== -1) return response.slice(0, (end === -1 ? last : end) + 1);
-    const { eosTokenId } = this.tokenizer;
-    if (eosTokenId !== undefined) return [...response, eosTokenId];
-    throw new WrpoError(
-      'ERR_MODEL',
-      'the chat template ends an answer with no special token; expected "eos_token" in tokenizer_config.json to end it',
-    );
-  }
-
-  async #isBlank(id: number): Promise<boolean> {
-    let blank = this.#blank.get(id);
-    if (blank === undefined) {
-      blank = (await this.tokenizer.decode([id])).trim() === '';
-      this.#blank.set(id, blank);
-    }
-    return blank;
-  }
-}
-
-function toAnswer(response: Content): Message {
-  return typeof response === 'string' ? { role: 'assistant', content: response } : (response.at(-1) as Message);
-}
-
-/** The tokens of the whole that follow the prompt, which must not have merged with them. */
-function after(prompt: number[], whole: number[], role: Role, where: string): number[] {
-  const split = prompt.findIndex((id, i) => id !== whole[i]);
-  if (split === -1) return whole.slice(prompt.length);
-  const near = (ids: number[]): string => `[${ids.slice(Math.max(0, split - 3), split + 4).join(', ')}]`;
-  throw fault(
-    where,
-    `the prompt alone and with "${role}" part at token ${split}, before the answer begins: around it ${near(prompt)} alone and ${near(whole)} with it; expected the same tokens`,
-  );
 }
 
 const fault = (where: string, what: string): WrpoError => new WrpoError('ERR_DATA', `${where}: ${what}`);

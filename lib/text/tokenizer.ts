@@ -89,6 +89,16 @@ export class Tokenizer {
     return this.#native.getVocabSize(true);
   }
 
+  /** The text of `bos_token`, where the tokenizer has one. */
+  get bosToken(): string | undefined {
+    return this.#specials.bos_token;
+  }
+
+  /** The source of the chat template, where there is one. */
+  get chatTemplate(): string | undefined {
+    return this.#templateSource;
+  }
+
   /** Whether `applyChatTemplate` has a template to apply. */
   get hasChatTemplate(): boolean {
     return this.#templateSource !== undefined;

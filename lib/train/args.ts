@@ -29,7 +29,11 @@ function buildSchema({ z }: typeof import('zod')) {
     evalDatasetName: z.string().optional(),
     outputDir: z.string(),
 
-    lossType: z.enum(['wrpo', 'sigmoid', 'sft']).default('wrpo'),
+    /** `dpo` is another name of `sigmoid`, and the only one with `templateMode: authors`. */
+    lossType: z
+      .enum(['wrpo', 'sigmoid', 'dpo', 'sft'])
+      .default('wrpo')
+      .transform((name) => (name === 'dpo' ? 'sigmoid' : name)),
     beta: positive.default(0.01),
     /** The weight of the source's response; reached at the end of training when `isDynamic`. */
     alpha: fraction.default(0.1),
@@ -59,17 +63,28 @@ function buildSchema({ z }: typeof import('zod')) {
     sharePrompt: z.boolean().default(true),
 
     maxLength: count.default(2048),
-    /** Rows with a longer prompt are dropped; with `templateMode: authors`, what is kept of a prompt that is too long. */
+    /**
+     * In tokens. By default a row with a longer prompt is dropped (default: `maxLength`). With `templateMode: authors` none
+     * is: of a row that is over `maxLength` with its longest response, so many tokens of the prompt are kept, and if it
+     * still is, `maxLength - maxPromptLength` of each response (default: the authors' 1800 of 2048, in proportion).
+     * Fine-tuning on whole texts (`packingStrategy: wrapped`, or `sft` with `templateMode: authors`) does not use it.
+     */
     maxPromptLength: count.optional(),
-    /** How text becomes tokens: `default` as the chat template has it, `authors` as the paper's own script does it. */
+    /**
+     * How text becomes tokens: `default` with one BOS, the answer's header in the prompt and one end of turn; `authors` to
+     * the token as the paper's own scripts do it. Theirs also leave an epoch's incomplete last global batch out.
+     */
     templateMode: z.enum(['default', 'authors']).default('default'),
     /** The authors' rule: an empty system message first, where the template's source has the word (`authors` only). */
     autoInsertEmptySystemMsg: z.boolean().default(true),
     /** Which end of a prompt that is too long is kept, with `templateMode: authors`. */
     truncationMode: z.enum(['keep_end', 'keep_start']).default('keep_end'),
-    /** `sft`: the loss on the response alone, or on all tokens. */
-    completionOnlyLoss: z.boolean().default(true),
-    /** `sft`: `wrapped` with `packing` joins all texts and cuts them into blocks of `maxLength`; else rows stay whole. */
+    /** `sft`: the loss on the response alone, or on all tokens. Default true, except on whole texts. */
+    completionOnlyLoss: z.boolean().optional(),
+    /**
+     * `sft`: `wrapped` with `packing` joins all texts, an EOS behind each, and cuts them into blocks of `maxLength`; what
+     * is left over is not trained on. Otherwise rows stay whole: they are packed without seeing each other anyway.
+     */
     packing: z.boolean().default(false),
     packingStrategy: z.enum(['bfd', 'wrapped']).default('bfd'),
     dtype: z.enum(['float32', 'bfloat16', 'float64']).default('float32'),
@@ -167,7 +182,11 @@ export function resolveArgs(input: Record<string, unknown>, where: Where = 'args
     }
   }
   if (!result.success) result = schema().safeParse(values);
-  if (result.success) return result.data;
+  if (result.success) {
+    const fault = contradiction(result.data, values);
+    if (fault) throw new WrpoError('ERR_CONFIG', `${at(where)}: ${fault}`);
+    return result.data;
+  }
   const issue = result.error.issues[0]!;
   const key = String(issue.path[0]);
   const found = key in values ? show(values[key]) : 'nothing';
@@ -179,9 +198,36 @@ export function evaluates({ doEval, evalStrategy }: TrainingArgs): boolean {
   return evalStrategy === 'steps' || evalStrategy === 'epoch' || (doEval ?? evalStrategy === undefined);
 }
 
+/** Whether fine-tuning reads whole texts, as the authors do, so that the loss is on all tokens. */
+export function readsWholeTexts(args: TrainingArgs): boolean {
+  const { lossType, templateMode, packing, packingStrategy } = args;
+  return lossType === 'sft' && (templateMode === 'authors' || (packing && packingStrategy === 'wrapped'));
+}
+
+/** What in arguments, each good by itself, cannot be meant together; `given` is as the caller wrote it. */
+function contradiction(args: TrainingArgs, given: Record<string, unknown>): string | undefined {
+  const { lossType, templateMode, maxLength, maxPromptLength = 1 } = args;
+  if (templateMode === 'authors' && given.lossType === 'sigmoid') {
+    return 'with template_mode authors, loss_type "sigmoid" would mean what it does in the authors\' own files, the mean over both chosen responses; this package will call that "authors_sigmoid" and does not have it yet; spell "dpo" for DPO';
+  }
+  if (readsWholeTexts(args) && args.completionOnlyLoss) {
+    const what =
+      args.packing && args.packingStrategy === 'wrapped' ? 'packing_strategy wrapped' : 'template_mode authors';
+    return `completion_only_loss true contradicts ${what}, whose loss is on all tokens; leave it out or set it to false`;
+  }
+  if (lossType !== 'sft' && (args.packing || args.completionOnlyLoss === false)) {
+    return `${args.packing ? 'packing' : 'completion_only_loss false'} is for loss_type "sft", found "${given.lossType ?? lossType}"`;
+  }
+  if (templateMode === 'authors' && lossType !== 'sft' && maxPromptLength >= maxLength) {
+    return `with template_mode authors max_prompt_length (${maxPromptLength}) must be below max_length (${maxLength}), or responses would be cut to nothing`;
+  }
+  return undefined;
+}
+
 /** Resolved arguments as a run file would spell them. */
 export function toRunFile(args: TrainingArgs): Record<string, unknown> {
-  return Object.fromEntries(Object.entries(args).map(([key, value]) => [snake(key), value]));
+  const lossType = args.lossType === 'sigmoid' && args.templateMode === 'authors' ? 'dpo' : args.lossType;
+  return Object.fromEntries(Object.entries({ ...args, lossType }).map(([key, value]) => [snake(key), value]));
 }
 
 function show(value: unknown): string {

@@ -1,21 +1,33 @@
 /** Everything a run works on, loaded and encoded: the policy, its tokenizer, the reference, the rows. */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
-import { loadPreferences, type PreferenceRow, type Role, toPreferenceRow } from '../data/preferences.js';
+import { fetchModel, isHubId } from '../data/hub.js';
+import {
+  type PreferenceRow,
+  type ReadOptions,
+  type Role,
+  readPreferences,
+  toPreferenceRow,
+} from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
+import { readModelConfig } from '../model/config.js';
 import { Model } from '../model/model.js';
-import { type EncodedRow, encodeRows } from '../text/encode.js';
+import { type EncodedRow, type EncodeOptions, type EncodeReport, encodeRows } from '../text/encode.js';
 import { Tokenizer } from '../text/tokenizer.js';
-import type { TrainingArgs } from './args.js';
+import { readsWholeTexts, type TrainingArgs } from './args.js';
 import { rolesOf, usesReference } from './objective.js';
 import { progressBar } from './progress.js';
 import { hashRows, logProbsOf, type ReferenceColumn, referenceColumn } from './reference.js';
 
 export interface DataOptions {
-  /** A model directory in Hugging Face layout, or a model that is already loaded. */
+  /** A model directory in Hugging Face layout, a hub id (`modelRevision` of it), or a model that is already loaded. */
   model: string | Model;
-  /** A JSONL file, or its rows as objects (the shapes are described in data/preferences.ts). */
+  /**
+   * A JSONL, Parquet or Arrow file, a directory or a hub id (`datasetTrainSplit` of it), or rows as objects; the shapes of
+   * rows are described in data/preferences.ts.
+   */
   trainDataset: string | readonly unknown[];
+  /** The same, with `datasetTestSplit`. */
   evalDataset?: string | readonly unknown[];
   /** Default: the one in the model's directory. Needed for rows of text only. */
   tokenizer?: Tokenizer;
@@ -45,7 +57,7 @@ export interface Prepared {
   eval?: Split;
 }
 
-/** Reads, checks and encodes. Rows are validated before the model is loaded. */
+/** Reads, checks and encodes: all rows are tokens before any weights are loaded. */
 export async function prepare(
   options: DataOptions,
   args: TrainingArgs,
@@ -53,31 +65,69 @@ export async function prepare(
 ): Promise<Prepared> {
   const { trainDataset, evalDataset, refModel: reference = args.refModelNameOrPath } = options;
   const roles = rolesOf(args.lossType);
-  const trainRows = await readRows(trainDataset, 'trainDataset', args);
-  const evalRows = evalDataset === undefined ? undefined : await readRows(evalDataset, 'evalDataset', args);
-  const model = await open(options.model, args);
-  const tokenizer = options.tokenizer ?? (await tokenizerOf(model));
-  const encode = async (rows: PreferenceRow[], name: string): Promise<Split> => {
-    const { maxLength, maxPromptLength } = args;
-    const limits = { maxLength, maxPromptLength, vocabSize: model.config.vocabSize };
-    const { rows: encoded, dropped, truncated } = await encodeRows(rows, { tokenizer, roles, ...limits });
-    if (encoded.length === 0) {
-      throw new WrpoError('ERR_DATA', `${name}: no row is left: the prompts of all ${rows.length} are too long`);
-    }
-    if (dropped + truncated > 0) {
-      say(
-        `${name}: ${rows.length} rows, ${dropped} dropped (prompt too long), ${truncated} responses cut to max_length`,
-      );
-    }
-    return { rows: encoded, hash: hashRows(encoded, roles) };
+  const located = await locate(options.model, args, say);
+  const source = typeof located === 'string' ? { directory: located, config: readModelConfig(located) } : located;
+  const tokenizer = options.tokenizer ?? (await tokenizerOf(source));
+  const encoding: EncodeOptions = {
+    ...{ tokenizer, roles, vocabSize: source.config.vocabSize },
+    ...{ maxLength: args.maxLength, maxPromptLength: args.maxPromptLength, truncationMode: args.truncationMode },
+    ...{ templateMode: args.templateMode, autoInsertEmptySystemMsg: args.autoInsertEmptySystemMsg },
+    allTokens: args.lossType === 'sft' && (readsWholeTexts(args) || args.completionOnlyLoss === false),
+    blocks: args.packing && args.packingStrategy === 'wrapped',
   };
-  const train = await encode(trainRows, 'training data');
-  const evalSplit = evalRows && (await encode(evalRows, 'evaluation data'));
+  const encode = async (
+    data: string | readonly unknown[],
+    key: string,
+    name: string,
+    split: ReadOptions,
+  ): Promise<Split> => {
+    const report = await encodeRows(readRows(data, key, args, { ...split, say }), encoding);
+    if (report.read === 0) throw new WrpoError('ERR_DATA', `${key} is empty`);
+    if (report.rows.length === 0) throw new WrpoError('ERR_DATA', `${name}: ${nothingLeft(report, encoding)}`);
+    const line = describeReport(report, encoding);
+    if (line !== undefined) say(`${name}: ${line}`);
+    return { rows: report.rows, hash: hashRows(report.rows, roles) };
+  };
+  const train = await encode(trainDataset, 'trainDataset', 'training data', trainSplit(args));
+  const evalSplit =
+    evalDataset === undefined
+      ? undefined
+      : await encode(evalDataset, 'evalDataset', 'evaluation data', testSplit(args));
+  const model = await open(located, args);
   const resident = usesReference(args.lossType) && reference !== undefined;
-  const refModel = resident ? await open(reference, args) : undefined;
+  const refModel = resident ? await open(await locate(reference, args, say), args) : undefined;
   const fingerprint = await model.fingerprint();
   const referenceFingerprint = refModel ? await refModel.fingerprint() : fingerprint;
   return { model, tokenizer, refModel, roles, fingerprint, referenceFingerprint, train, eval: evalSplit };
+}
+
+/** What of a data set with splits is trained on, and what is held out. */
+export const trainSplit = (args: TrainingArgs): ReadOptions => splitOf(args, args.datasetTrainSplit);
+const testSplit = (args: TrainingArgs): ReadOptions => splitOf(args, args.datasetTestSplit ?? 'test');
+const splitOf = ({ datasetConfig, datasetRevision }: TrainingArgs, split: string): ReadOptions => ({
+  split,
+  config: datasetConfig,
+  revision: datasetRevision,
+});
+
+/** What was left out, or made of the rows; nothing when they are all there and whole. */
+function describeReport(report: EncodeReport, { maxLength, blocks }: EncodeOptions): string | undefined {
+  const { read, rows, tokens, dropped, truncated, truncatedPrompts, leftOver } = report;
+  if (blocks) {
+    return `${read} rows make ${rows.length} blocks of ${maxLength} tokens (${tokens} in all); ${leftOver} tokens at the end are left out`;
+  }
+  const lost = [
+    dropped > 0 && `${dropped} dropped (the prompt is too long)`,
+    truncatedPrompts > 0 && `${truncatedPrompts} prompts cut to max_prompt_length`,
+    truncated > 0 && `${truncated} responses cut to max_length`,
+  ].filter((part) => part !== false);
+  return lost.length === 0 ? undefined : `${read} rows (${tokens} tokens kept), ${lost.join(', ')}`;
+}
+
+function nothingLeft({ read, leftOver }: EncodeReport, { maxLength, blocks }: EncodeOptions): string {
+  return blocks
+    ? `the ${read} rows have ${leftOver} tokens together, too few for one block of max_length ${maxLength}`
+    : `no row is left: the prompts of all ${read} are too long`;
 }
 
 /** Fills in the reference columns, unless a resident model answers for every batch; returns how many rows it filled. */
@@ -124,29 +174,37 @@ export async function referenceOf(
   return indices.map((i) => split.reference?.[i] ?? {});
 }
 
+/** A model's directory, fetched if it is a hub id. */
+async function locate(model: string | Model, args: TrainingArgs, say: (line: string) => void): Promise<string | Model> {
+  if (typeof model !== 'string' || existsSync(model) || !isHubId(model)) return model;
+  return fetchModel(model, { revision: args.modelRevision, say });
+}
+
 async function open(model: string | Model, { dtype }: TrainingArgs): Promise<Model> {
   return typeof model === 'string' ? Model.load(model, { dtype }) : model;
 }
 
-/** The tokenizer in the directory a model came from, if there is one. */
-export async function tokenizerOf({ directory }: Model): Promise<Tokenizer | undefined> {
+/** The tokenizer in the directory of a model, if there is one. */
+export async function tokenizerOf({ directory }: { directory?: string }): Promise<Tokenizer | undefined> {
   return directory && existsSync(join(directory, 'tokenizer.json')) ? Tokenizer.load(directory) : undefined;
 }
 
 /** The rows of a file or of objects in memory; fine-tuning takes the best response a row has as its completion. */
-async function readRows(
+async function* readRows(
   source: string | readonly unknown[],
   name: string,
   { lossType }: TrainingArgs,
-): Promise<PreferenceRow[]> {
-  const rows =
-    typeof source === 'string'
-      ? await loadPreferences(source)
-      : source.map((row, i) => toPreferenceRow(row, `${name}[${i}]`));
-  if (rows.length === 0) throw new WrpoError('ERR_DATA', `${name} is empty`);
-  if (lossType !== 'sft') return rows;
-  return rows.map((row) => {
+  options: ReadOptions,
+): AsyncGenerator<PreferenceRow> {
+  const rows = typeof source === 'string' ? readPreferences(source, options) : objects(source, name);
+  for await (const row of rows) {
     const { completion, source_chosen, target_chosen } = row.responses;
-    return { ...row, responses: { completion: completion ?? source_chosen ?? target_chosen } };
-  });
+    yield lossType === 'sft'
+      ? { ...row, responses: { completion: completion ?? source_chosen ?? target_chosen } }
+      : row;
+  }
+}
+
+function* objects(rows: readonly unknown[], name: string): Generator<PreferenceRow> {
+  for (const [i, row] of rows.entries()) yield toPreferenceRow(row, `${name}[${i}]`);
 }

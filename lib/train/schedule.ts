@@ -1,8 +1,21 @@
 /** How many steps there are, and where alpha stands at each. */
 
-/** Steps of a run: `maxSteps`, or epochs × ceil(rows / global batch). */
-export function totalSteps(rows: number, globalBatch: number, epochs: number, maxSteps: number): number {
-  return maxSteps > 0 ? maxSteps : Math.ceil(epochs * Math.ceil(rows / globalBatch));
+/**
+ * Steps of an epoch: ceil(rows / global batch). The authors' trainer counts whole accumulation windows of its loader only,
+ * so that an incomplete last one is left out, unless it is the only one.
+ */
+export function stepsPerEpoch(
+  rows: number,
+  args: { perDeviceTrainBatchSize: number; gradientAccumulationSteps: number; templateMode: 'default' | 'authors' },
+): number {
+  const { perDeviceTrainBatchSize: batch, gradientAccumulationSteps: window, templateMode } = args;
+  if (templateMode === 'default') return Math.ceil(rows / (batch * window));
+  return Math.max(1, Math.floor(Math.ceil(rows / batch) / window));
+}
+
+/** Steps of a run: `maxSteps`, or epochs × steps of an epoch. */
+export function totalSteps(stepsPerEpoch: number, epochs: number, maxSteps: number): number {
+  return maxSteps > 0 ? maxSteps : Math.ceil(epochs * stepsPerEpoch);
 }
 
 /**

@@ -21,7 +21,7 @@ import { type Objective, objectiveOf } from './objective.js';
 import { type DataOptions, fillReference, type Prepared, prepare, type Split } from './prepare.js';
 import { progressBar } from './progress.js';
 import { describeRun, VERSION } from './run.js';
-import { alphaAt, epochOrder, intervalOf, totalSteps } from './schedule.js';
+import { alphaAt, epochOrder, intervalOf, stepsPerEpoch, totalSteps } from './schedule.js';
 import { accumulateBatch, naming } from './step.js';
 
 export interface TrainerOptions extends DataOptions {
@@ -69,7 +69,7 @@ export interface TrainOptions {
 const RESUME_ARGS = [
   ...(['lossType', 'beta', 'alpha', 'isDynamic', 'labelSmoothing', 'dtype', 'shuffle', 'seed'] as const),
   ...(['learningRate', 'lrSchedulerType', 'warmupRatio', 'warmupSteps', 'weightDecay', 'maxGradNorm'] as const),
-  ...(['adamBeta1', 'adamBeta2', 'adamEpsilon', 'microbatchTokens', 'sharePrompt'] as const),
+  ...(['adamBeta1', 'adamBeta2', 'adamEpsilon', 'microbatchTokens', 'sharePrompt', 'templateMode'] as const),
 ];
 
 export class Trainer extends EventEmitter<TrainerEvents> {
@@ -104,8 +104,8 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     const { model } = run;
     const { rows } = run.train;
     const globalBatch = args.perDeviceTrainBatchSize * args.gradientAccumulationSteps;
-    const stepsPerEpoch = Math.ceil(rows.length / globalBatch);
-    const total = totalSteps(rows.length, globalBatch, args.numTrainEpochs, args.maxSteps);
+    const epochSteps = stepsPerEpoch(rows.length, args);
+    const total = totalSteps(epochSteps, args.numTrainEpochs, args.maxSteps);
 
     // Before the long work, and before anything of an earlier run is overwritten.
     const resume = this.#resumeKey(run, total);
@@ -150,14 +150,18 @@ export class Trainer extends EventEmitter<TrainerEvents> {
 
     const bar = progressBar('training', total, !args.disableTqdm);
     const rate = new Rate();
-    const evalEvery = intervalOf(args.evalStrategy, args.evalSteps, { usual: args.loggingSteps, stepsPerEpoch, total });
-    const saveEvery = intervalOf(args.saveStrategy, args.saveSteps, { usual: 500, stepsPerEpoch, total });
+    const evalEvery = intervalOf(args.evalStrategy, args.evalSteps, {
+      usual: args.loggingSteps,
+      stepsPerEpoch: epochSteps,
+      total,
+    });
+    const saveEvery = intervalOf(args.saveStrategy, args.saveSteps, { usual: 500, stepsPerEpoch: epochSteps, total });
     const due = (every: number | undefined) => every !== undefined && state.global_step % every === 0;
     try {
       while (state.global_step < total) {
         const step = state.global_step;
         const objective = this.#objectiveAt(step, total);
-        const indices = this.#batchIndices(rows.length, globalBatch, stepsPerEpoch, step);
+        const indices = this.#batchIndices(rows.length, globalBatch, epochSteps, step);
         const { examples, tokens } = await accumulateBatch(run, indices, objective, args, step, signal);
         const update = await naming(
           optimizer.step(),
@@ -165,7 +169,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
           indices.map((i) => rows[i]!),
         );
         state.global_step++;
-        state.epoch = state.global_step / stepsPerEpoch;
+        state.epoch = state.global_step / epochSteps;
 
         // Only now: a step that is stopped half-way is taken again as a whole.
         const stepMeans = new MetricMeans();
@@ -266,9 +270,9 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   }
 
   /** Which rows make up a step's global batch. */
-  #batchIndices(rows: number, globalBatch: number, stepsPerEpoch: number, step: number): number[] {
-    const order = epochOrder(rows, this.args.shuffle, this.args.seed, Math.floor(step / stepsPerEpoch));
-    const start = (step % stepsPerEpoch) * globalBatch;
+  #batchIndices(rows: number, globalBatch: number, epochSteps: number, step: number): number[] {
+    const order = epochOrder(rows, this.args.shuffle, this.args.seed, Math.floor(step / epochSteps));
+    const start = (step % epochSteps) * globalBatch;
     return [...order.subarray(start, start + globalBatch)];
   }
 

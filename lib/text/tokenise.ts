@@ -1,0 +1,61 @@
+/** Rows of text on their way through the tokenizer. */
+import type { PreferenceRow } from '../data/preferences.js';
+
+/** Rows with the texts that the tokenizer reads of each; the last slice says what ended it too early. */
+interface Slice {
+  rows: PreferenceRow[];
+  texts: string[][];
+  failure?: { cause: unknown };
+}
+
+// Rows per call of the tokenizer: enough to fill the cores, few enough for the memory of what it returns.
+const SLICE = 16;
+
+/**
+ * Rows with the ids of their texts, in order. While the tokenizer reads one slice, the one before it is used and the next
+ * is read and rendered. When a row fails, those before it come first: they may fail too.
+ */
+export async function* tokenise(
+  rows: Iterable<PreferenceRow> | AsyncIterable<PreferenceRow>,
+  render: (row: PreferenceRow) => string[],
+  encode: (texts: string[]) => Promise<number[][]>,
+): AsyncGenerator<{ row: PreferenceRow; ids: number[][] }> {
+  let before: { slice: Slice; ids: Promise<number[][]> } | undefined;
+  for await (const slice of slicesOf(rows, render)) {
+    const texts = slice.texts.flat();
+    const ids = texts.length > 0 ? encode(texts) : Promise.resolve([]);
+    ids.catch(() => {}); // awaited below, unless something before it ends everything
+    if (before) yield* spread(before.slice, await before.ids);
+    before = { slice, ids };
+  }
+  if (before) yield* spread(before.slice, await before.ids);
+  if (before?.slice.failure) throw before.slice.failure.cause;
+}
+
+function* spread({ rows, texts }: Slice, ids: number[][]) {
+  let next = 0;
+  for (const [i, row] of rows.entries()) {
+    const end = next + texts[i]!.length;
+    yield { row, ids: ids.slice(next, end) };
+    next = end;
+  }
+}
+
+async function* slicesOf(
+  rows: Iterable<PreferenceRow> | AsyncIterable<PreferenceRow>,
+  render: (row: PreferenceRow) => string[],
+): AsyncGenerator<Slice> {
+  let slice: Slice = { rows: [], texts: [] };
+  try {
+    for await (const row of rows) {
+      slice.texts.push(render(row));
+      slice.rows.push(row);
+      if (slice.rows.length < SLICE) continue;
+      yield slice;
+      slice = { rows: [], texts: [] };
+    }
+  } catch (cause) {
+    slice.failure = { cause };
+  }
+  yield slice;
+}
