@@ -1,13 +1,14 @@
-/** One run of this package as bench/peer.mjs times it: rows, model, mode, output directory; prints one JSON line. */
+/** One run of this package as bench/peer.mjs times it: rows, model, mode, dtype, output directory; prints one JSON line. */
 import { Trainer } from '../dist/index.js';
 
-const [trainDataset, model, mode, outputDir] = process.argv.slice(2);
+const [trainDataset, model, mode, dtype, outputDir] = process.argv.slice(2);
 const trainer = new Trainer({
   model,
   trainDataset,
   args: {
     outputDir,
     lossType: mode === 'wrpo' ? 'wrpo' : 'sigmoid',
+    dtype,
     beta: 0.01,
     alpha: 0.1,
     learningRate: 1e-5,
