@@ -203,12 +203,17 @@ describe('bad rows', () => {
 
   it('a file or a model that is not there, and wrong usage', async () => {
     expect(await fail(check(path('no.jsonl')), 1)).toMatch(/no\.jsonl: no such file/);
-    expect(await fail(check(file([])), 1)).toMatch(/the file holds no rows/);
+    expect(await fail(check(file([])), 1)).toMatch(/holds no rows/);
     expect(await fail(['data', 'check', file(good), '--model', path('no-model')], 1)).toMatch(/no model in .*no-model/);
-    expect(await fail(check(file(good), '--max-length', '0'), 2)).toMatch(/--max-length.*positive whole number/);
-    expect(await fail(check(file(good), '--loss-type', 'dop'), 2)).toMatch(/--loss-type.*wrpo, sigmoid, sft/);
+    expect(await fail(check(file(good), '--row', '0'), 2)).toMatch(/--row.*positive whole number/);
+    expect(await fail(check(file(good), '--max-length', '0'), 1)).toMatch(/command line: "max_length": .*found 0/);
+    expect(await fail(check(file(good), '--loss-type', 'dop'), 1)).toMatch(/command line: "loss_type": .*"sft".*"dop"/);
+    expect(await fail(check(file(good), '--max-lenght', '9'), 1)).toMatch(/"max_lenght"; did you mean "max_length"\?/);
+    expect(await fail(check(file(good), '--json', 'more.jsonl'), 1)).toMatch(/unexpected argument "more\.jsonl"/);
+    expect(await fail(['data', 'check', '--model', model], 1)).toMatch(/needs data: give a file, or --config/);
+    expect(await fail(['data', 'check', file(good)], 1)).toMatch(/needs a model: give --model, or --config/);
     const { stdout } = await succeed(['data', 'check', '--help']);
-    expect(stdout.split('\n').length).toBeLessThan(40);
+    expect(stdout.split('\n').length).toBeLessThan(30);
     expect(stdout).toMatch(/Example: wrpo data check /);
   });
 });

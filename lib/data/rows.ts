@@ -14,6 +14,9 @@ export interface RawRow {
  */
 export type ChooseColumns = (columns: readonly string[], file: string) => readonly string[];
 
+/** What is done about a row that is none; reading goes on behind it unless this throws. */
+export type OnFault = (error: WrpoError) => void | Promise<void>;
+
 export const fault = (where: string, what: string, cause?: unknown): WrpoError =>
   new WrpoError('ERR_DATA', `${where}: ${what}`, { cause });
 

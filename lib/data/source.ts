@@ -6,7 +6,7 @@ import { readArrow } from './arrow.js';
 import { fetchRepository, isHubId } from './hub.js';
 import { readJsonl } from './jsonl.js';
 import { readParquet } from './parquet.js';
-import { type ChooseColumns, fault, type RawRow, readFault } from './rows.js';
+import { type ChooseColumns, fault, type OnFault, type RawRow, readFault } from './rows.js';
 import { type Card, DATA_FILE, filesOfSplit, KINDS, nameOfSplit, readCard, type SplitOptions } from './splits.js';
 
 export interface SourceOptions extends SplitOptions {
@@ -14,18 +14,20 @@ export interface SourceOptions extends SplitOptions {
   revision?: string;
   /** Told of every download. */
   say?: (line: string) => void;
+  /** Told of a row that cannot be read, which is then passed over. Default: the first one ends the reading. */
+  onFault?: OnFault;
 }
 
 /** The rows of a source, one after another; `choose` sees the columns of each table before its rows. */
 export async function* readSource(
   source: string,
-  options: SourceOptions,
+  options: SourceOptions & { onFault: OnFault },
   choose: ChooseColumns,
 ): AsyncGenerator<RawRow> {
   for (const path of await filesOf(source, options)) {
     if (/\.parquet$/i.test(path)) yield* readParquet(path, choose);
     else if (/\.arrow$/i.test(path)) yield* readArrow(path, choose);
-    else yield* readJsonl(path);
+    else yield* readJsonl(path, options.onFault);
   }
 }
 
