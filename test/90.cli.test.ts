@@ -1,6 +1,16 @@
 /** The command line: what it computes, and that every failure is one sentence with the right exit code. */
 import { execFileSync, spawnSync } from 'node:child_process';
-import { chmodSync, cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { packRows } from '../lib/data/pack.ts';
@@ -300,6 +310,28 @@ describe('logprobs', () => {
     expect(await fail(['logprobs', '--model', POLICY, '--data', mixed, '--dtype', 'float8'], 1)).toMatch(
       /--dtype "float8": expected float32, float64 or bfloat16/,
     );
+  });
+
+  it('of tables and splits; bad rows are told before any weights are loaded', async () => {
+    const model = await textModel();
+    const saved = join(FIXTURES, 'data', 'saved_pairs');
+    for (const [data, more, same] of [
+      [join(FIXTURES, 'data', 'flat.zstd.parquet'), [], join(FIXTURES, 'data', 'flat.jsonl')],
+      [saved, ['--split', 'test'], join(saved, 'test')],
+    ] as const) {
+      const { stdout } = await succeed(['logprobs', '--model', model, '--data', data, ...more]);
+      expectClose(parse(stdout), await expected(same, 'float32', model), 5);
+    }
+    const [test, all] = await Promise.all([loadPreferences(join(saved, 'test')), loadPreferences(saved)]);
+    expect(test.length).not.toBe(all.length);
+
+    const weightless = path('weightless');
+    cpSync(model, weightless, { recursive: true });
+    truncateSync(join(weightless, 'model.safetensors'), 10);
+    const bad = writeRows(path('late.jsonl'), [...Array(600).fill({ prompt: 'a', completion: 'b' }), { prompt: 'a' }]);
+    const options = ['logprobs', '--model', weightless, '--data'];
+    expect(await fail([...options, bad], 1)).toMatch(/late\.jsonl line 601: no response/);
+    expect(await fail([...options, data], 1)).toMatch(/model\.safetensors is truncated/);
   });
 
   it('the output appears whole or not at all', async () => {

@@ -31,8 +31,10 @@ for (const [name, description] of [
 program
   .command('logprobs')
   .description('summed response log-probs of every row, one JSON line each')
-  .requiredOption('--model <dir>', 'model directory in Hugging Face layout')
+  .requiredOption('--model <name>', 'model directory in Hugging Face layout, or a hub id')
   .requiredOption('--data <file>', 'rows: JSONL, Parquet, a directory, or a hub id')
+  .option('--split <name>', 'of data that have splits (default: "train")')
+  .option('--revision <name>', 'of a data set on the hub: a branch, a tag or a commit')
   .option('--dtype <dtype>', 'float32, bfloat16 or float64', 'float32')
   .option('--output <file>', 'where to write; default: standard output')
   .action(async (options) => {
