@@ -347,6 +347,13 @@ describe('a directory', () => {
     );
   });
 
+  it('tells apart the rows of files of one name', async () => {
+    const rows = await loadPreferences(data('saved_pairs'), { split: 'test' });
+    expect(rows[0]!.where).toBe('test/data-00000-of-00001.arrow row 1');
+    const dir = tree('same names', { 'train/a/0.jsonl': line('a'), 'train/b/0.jsonl': `${line('b')}{}` });
+    expect(await message(() => loadPreferences(dir))).toMatch(/^train\/b\/0\.jsonl line 2: /);
+  });
+
   it('of save_to_disk keeps the order that state.json gives', async () => {
     cpSync(data('saved_flat'), scratch('reordered'), { recursive: true });
     const state = JSON.parse(readFileSync(scratch('reordered', 'state.json'), 'utf8'));

@@ -2,7 +2,10 @@
 import { isUtf8 } from 'node:buffer';
 import { WrpoError } from '../errors.js';
 
-/** One object of a file; `where` names it in errors and counts from 1: `rows.jsonl line 12`, `rows.parquet row 7`. */
+/**
+ * One object of a file; `where` names it in errors and counts from 1: `rows.jsonl line 12`, or within a directory or
+ * repository `test/0.parquet row 7`.
+ */
 export interface RawRow {
   value: unknown;
   where: string;
