@@ -65,7 +65,10 @@ export async function prepare(
 ): Promise<Prepared> {
   const { trainDataset, evalDataset, refModel: reference = args.refModelNameOrPath } = options;
   const roles = rolesOf(args.lossType);
-  const located = await locate(options.model, { revision: args.modelRevision, say });
+  // A reference that is another model has revisions of its own.
+  const find = (model: string | Model) =>
+    locate(model, { revision: model === options.model ? args.modelRevision : undefined, say });
+  const located = await find(options.model);
   const source = typeof located === 'string' ? { directory: located, config: readModelConfig(located) } : located;
   const tokenizer = options.tokenizer ?? (await tokenizerOf(source));
   const encoding = { ...encodingOf(args, source.config.vocabSize), tokenizer };
@@ -89,9 +92,7 @@ export async function prepare(
       : await encode(evalDataset, 'evalDataset', 'evaluation data', testSplit(args));
   const model = await open(located, args);
   const resident = usesReference(args.lossType) && reference !== undefined;
-  const refModel = resident
-    ? await open(await locate(reference, { revision: args.modelRevision, say }), args)
-    : undefined;
+  const refModel = resident ? await open(await find(reference), args) : undefined;
   const fingerprint = await model.fingerprint();
   const referenceFingerprint = refModel ? await refModel.fingerprint() : fingerprint;
   return { model, tokenizer, refModel, roles, fingerprint, referenceFingerprint, train, eval: evalSplit };
