@@ -512,10 +512,11 @@ describe('training', () => {
     for (const [name, dir] of Object.entries({ policy: POLICY, ref: REFERENCE })) {
       hub.add(`owner/${name}`, Object.fromEntries(files.map((file) => [file, readFileSync(join(dir, file))])));
     }
-    hub.add('datasets/owner/rows', { 'train.jsonl': readFileSync(data), 'test.jsonl': readFileSync(data) });
+    hub.add('datasets/owner/rows', { 'one/train.jsonl': readFileSync(data), 'two/train.jsonl': '' });
+    hub.add('datasets/owner/held', { 'train.jsonl': '', 'test.jsonl': readFileSync(data) });
     const keys = {
       ...{ model_name_or_path: 'owner/policy', model_revision: 'v1', ref_model_name_or_path: 'owner/ref' },
-      ...{ dataset_name: 'owner/rows', dataset_test_split: 'test' },
+      ...{ dataset_name: 'owner/rows', dataset_revision: 'v1', dataset_config: 'one', eval_dataset_name: 'owner/held' },
     };
     const env = { HF_HOME: path('hub'), HF_ENDPOINT: hub.url };
     await succeed(train({ ...keys, output_dir: path('of-the-hub') }), { env });
@@ -524,7 +525,7 @@ describe('training', () => {
     expect(new Set(asked)).toEqual(
       new Set([
         ...['/api/models/owner/policy/revision/v1', '/api/models/owner/ref/revision/main'],
-        '/api/datasets/owner/rows/revision/main',
+        ...['/api/datasets/owner/rows/revision/v1', '/api/datasets/owner/held/revision/main'],
       ]),
     );
     const local = { model_name_or_path: POLICY, ref_model_name_or_path: REFERENCE, eval_dataset_name: data };

@@ -89,7 +89,11 @@ export async function prepare(
   const evalSplit =
     evalDataset === undefined
       ? undefined
-      : await encode(evalDataset, 'evalDataset', 'evaluation data', testSplit(args));
+      : await encode(evalDataset, 'evalDataset', 'evaluation data', {
+          // Data of another name have configurations and revisions of their own.
+          ...(evalDataset === trainDataset ? trainSplit(args) : {}),
+          split: args.datasetTestSplit ?? 'test',
+        });
   const model = await open(located, args);
   const resident = usesReference(args.lossType) && reference !== undefined;
   const refModel = resident ? await open(await find(reference), args) : undefined;
@@ -110,11 +114,9 @@ export function encodingOf(args: TrainingArgs, vocabSize: number): EncodeOptions
   };
 }
 
-/** What of a data set with splits is trained on, and what is held out. */
-export const trainSplit = (args: TrainingArgs): ReadOptions => splitOf(args, args.datasetTrainSplit);
-const testSplit = (args: TrainingArgs): ReadOptions => splitOf(args, args.datasetTestSplit ?? 'test');
-const splitOf = ({ datasetConfig, datasetRevision }: TrainingArgs, split: string): ReadOptions => ({
-  split,
+/** What of a data set with splits is trained on. */
+export const trainSplit = ({ datasetTrainSplit, datasetConfig, datasetRevision }: TrainingArgs): ReadOptions => ({
+  split: datasetTrainSplit,
   config: datasetConfig,
   revision: datasetRevision,
 });
