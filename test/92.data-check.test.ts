@@ -378,6 +378,28 @@ describe('bad rows', () => {
     expect((await wrpo(check(data, '--row', '99'))).stdout).toContain('row 99 cannot be shown: there are 70');
   });
 
+  it('rows that the template refuses, or is not made for', async () => {
+    const refusing = path('refusing');
+    cpSync(model, refusing, { recursive: true });
+    writeFileSync(
+      join(refusing, 'chat_template.jinja'),
+      `{% for m in messages %}{% if 'bad' in m.content %}{{ raise_exception('bad words') }}{% endif %}
+{%- if 'ugly' in m.content %}{{ 1 + m }}{% endif %}{{ m.role }}<|end_header_id|>{{ m.content }}<|eot_id|>{% endfor %}
+{%- if add_generation_prompt %}assistant<|end_header_id|>{% endif %}`,
+    );
+    const answer: Record<number, string> = { 20: 'bad', 21: 'ugly', 22: 'bad', 69: 'bad' };
+    const rows = good.map(({ prompt }, i) => ({ prompt, completion: answer[i] ?? 'fine' }));
+    const { status, stdout } = await wrpo(['data', 'check', file(rows), '--model', refusing, '--json']);
+    const { bad, lengths } = JSON.parse(stdout);
+    expect([status, lengths.prompt.count]).toEqual([1, 66]);
+    expect(bad.first).toEqual([
+      expect.stringMatching(/ line 21: the chat template of .* refuses the turns \(user, assistant\): bad words$/),
+      expect.stringMatching(/ line 22: the chat template of .* fails on the turns \(user, assistant\): /),
+      expect.stringMatching(/ line 23: .*bad words$/),
+      expect.stringMatching(/ line 70: .*bad words$/),
+    ]);
+  });
+
   it('a reader that goes away is no crash', () => {
     for (const more of [[], ['--json']]) {
       const shell = ['-c', '"$0" "$@" | true; exit $PIPESTATUS', process.execPath, MAIN];

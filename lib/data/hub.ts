@@ -54,7 +54,10 @@ export function fetchModel(id: string, { revision, say, weights = true }: ModelR
     /^((generation_)?config\.json|model[^/]*\.safetensors(\.index\.json)?|(tokenizer|chat_template)[^/]*|(special_tokens_map|added_tokens|vocab)\.json|merges\.txt)$/;
   const choose = (paths: readonly string[]): string[] => {
     if (!paths.some((path) => /^model[^/]*\.safetensors$/.test(path))) {
-      throw new WrpoError('ERR_MODEL', `${id} on the hub has no weights in safetensors (model*.safetensors)`);
+      throw new WrpoError(
+        'ERR_MODEL',
+        `${id} ${isOffline() ? 'in the cache' : 'on the hub'} has no weights in safetensors (model*.safetensors)`,
+      );
     }
     return paths.filter((path) => needed.test(path) && (weights || !path.endsWith('.safetensors')));
   };
