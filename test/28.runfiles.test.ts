@@ -320,7 +320,7 @@ describe('what a key means', () => {
     [{ dataset_splits: ['train_a', 'train_b'] }, /"dataset_splits": expected one split/],
     [{ dataset_splits: 'all' }, /"dataset_splits": expected one split/],
     [{ dataset_kwargs: { skip_prepare_dataset: true } }, /"dataset_kwargs": .*expected false for each/],
-    [{ chat_template: '{{ messages }}' }, /"chat_template": .*chat_template\.jinja/],
+    [{ chat_template: 7 }, /"chat_template": .*expected string.*found 7/],
     [{ load_best_model_at_end: true }, /"load_best_model_at_end": the last step's model/],
     [{ eval_steps: 1.5 }, /"eval_steps": expected whole steps/],
     [{ saveSteps: 'often' }, /"save_steps": .*expected number.*found "often"/],

@@ -486,6 +486,29 @@ describe('training', () => {
     expect(margins[1]! - margins[0]!).toBeGreaterThan(1);
   }, 30_000);
 
+  it('with the chat template of the run file, as files of the alignment handbook have it', async () => {
+    const model = await textModel();
+    const template = '{% for m in messages %}{{ m.role }}<|end_header_id|>{{ m.content }}<|eot_id|>{% endfor %}';
+    const chat_template = `${template}{% if add_generation_prompt %}assistant<|end_header_id|>{% endif %}`;
+    const out = path('own-template');
+    const run = { model_name_or_path: model, dataset_name: textRows(), chat_template, output_dir: out };
+    await succeed(train({ ...run, learning_rate: 0, loss_type: 'sft', completion_only_loss: false }));
+    // The model that is saved has it, and is checked and trained with it alike.
+    expect((await Tokenizer.load(out)).applyChatTemplate([say('user', 'a')])).toBe('user<|end_header_id|>a<|eot_id|>');
+    const check = async (...args: string[]) =>
+      JSON.parse((await succeed(['data', 'check', textRows(), '--json', ...args])).stdout).row.parts.prompt.ids;
+    const [own, given, saved] = [
+      await check('--model', model),
+      await check('--model', model, '--chat_template', JSON.stringify(chat_template)),
+      await check('--model', out),
+    ];
+    expect(given).toEqual(saved);
+    expect(given).not.toEqual(own);
+    const again = { model_name_or_path: out, dataset_name: textRows(), output_dir: path('own-template-again') };
+    await succeed(train({ ...again, learning_rate: 0, loss_type: 'sft', completion_only_loss: false }));
+    expect(metricsOf(again.output_dir)[0]!.loss).toBe(metricsOf(out)[0]!.loss);
+  }, 30_000);
+
   it('Parquet, and the splits of a saved data set, with evaluation', async () => {
     const model = await textModel();
     const table = join(FIXTURES, 'data', 'flat.zstd.parquet');

@@ -40,7 +40,7 @@ export async function checkData(options: CheckOptions, rest: string[]): Promise<
 
   const directory = await locate(model, { revision: args.modelRevision, say, weights: false });
   const { vocabSize } = readModelConfig(directory);
-  const tokenizer = await tokenizerOf({ directory });
+  const tokenizer = await tokenizerOf({ directory }, args.chatTemplate);
   // What a run trains with when it names no loss is for its first row to say.
   const lossType = input.lossType === undefined || input.lossType === null ? undefined : args.lossType;
   const report = await examine(file, { ...args, lossType }, { vocabSize, tokenizer, shown: options.row, say });

@@ -50,6 +50,7 @@ export class Tokenizer {
   readonly #specials: Readonly<Record<string, string>>;
   readonly #specialIds: ReadonlySet<number>;
   readonly #templateSource: string | undefined;
+  readonly #foreignTemplate: boolean;
   #template: ChatTemplate | undefined;
 
   /** The id that `bos_token` names, where the tokenizer has one. */
@@ -57,8 +58,9 @@ export class Tokenizer {
   /** The id that `eos_token` names, where the tokenizer has one. */
   readonly eosTokenId: number | undefined;
 
-  private constructor(dir: string, native: NativeTokenizer, files: TokenizerFiles) {
+  private constructor(dir: string, native: NativeTokenizer, files: TokenizerFiles, foreignTemplate: boolean) {
     this.#dir = dir;
+    this.#foreignTemplate = foreignTemplate;
     this.#native = native;
     this.#specials = files.specials;
     this.#templateSource = files.template;
@@ -68,16 +70,16 @@ export class Tokenizer {
     this.#specialIds = new Set([...files.specialIds, ...named.filter((id) => id !== null)]);
   }
 
-  /** Reads the tokenizer of a model directory. */
-  static async load(dir: string): Promise<Tokenizer> {
-    const files = await readTokenizerFiles(dir);
+  /** Reads the tokenizer of a model directory; `chatTemplate` stands in for its own, here and wherever it is saved to. */
+  static async load(dir: string, { chatTemplate }: { chatTemplate?: string } = {}): Promise<Tokenizer> {
+    const files = { ...(await readTokenizerFiles(dir)), ...(chatTemplate !== undefined && { template: chatTemplate }) };
     const { Tokenizer: native } = loadNative();
     try {
       const tokenizer = native.fromString(files.json);
       // Some files carry the cut and the padding of whoever saved them last.
       tokenizer.disableTruncation();
       tokenizer.disablePadding();
-      return new Tokenizer(dir, tokenizer, files);
+      return new Tokenizer(dir, tokenizer, files, chatTemplate !== undefined);
     } catch (cause) {
       if (cause instanceof WrpoError) throw cause;
       throw unreadable(join(dir, 'tokenizer.json'), cause);
@@ -145,7 +147,8 @@ export class Tokenizer {
   async saveTo(dir: string): Promise<void> {
     if (resolve(dir) === resolve(this.#dir)) return;
     for (const name of [...REQUIRED, ...OPTIONAL]) {
-      const bytes = await bytesIfThere(join(this.#dir, name));
+      const replaced = name === 'chat_template.jinja' && this.#foreignTemplate;
+      const bytes = replaced ? Buffer.from(this.#templateSource!) : await bytesIfThere(join(this.#dir, name));
       if (bytes !== undefined) await writeWhole(dir, name, bytes);
       else if (REQUIRED.includes(name)) throw missing(join(this.#dir, name));
     }

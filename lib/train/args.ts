@@ -75,6 +75,8 @@ function buildSchema({ z }: typeof import('zod')) {
      * the token as the paper's own scripts do it. Theirs also leave an epoch's incomplete last global batch out.
      */
     templateMode: z.enum(['default', 'authors']).default('default'),
+    /** In place of the model's own chat template; saved with the model. */
+    chatTemplate: z.string().optional(),
     /** The authors' rule: an empty system message first, where the template's source has the word (`authors` only). */
     autoInsertEmptySystemMsg: z.boolean().default(true),
     /** Which end of a prompt that is too long is kept, with `templateMode: authors`. */

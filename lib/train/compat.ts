@@ -106,7 +106,6 @@ const FIXED: Record<string, [same: readonly unknown[], why: string]> = {
     [false],
     'of a conversation the last answer is trained, or with completion_only_loss: false all tokens',
   ],
-  chat_template: [[], "the model's own is used: write this one to chat_template.jinja in the model's directory"],
   eos_token: [[], "the tokenizer's own is used: set it in tokenizer_config.json in the model's directory"],
   dataloader_drop_last: [[false], 'the last batch of an epoch is used, however small'],
   group_by_length: [[false], 'batches are drawn without regard to length'],

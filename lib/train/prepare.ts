@@ -70,7 +70,12 @@ export async function prepare(
     locate(model, { revision: model === options.model ? args.modelRevision : undefined, say });
   const located = await find(options.model);
   const source = typeof located === 'string' ? { directory: located, config: readModelConfig(located) } : located;
-  const tokenizer = options.tokenizer ?? (await tokenizerOf(source));
+  const { chatTemplate } = args;
+  if (options.tokenizer && chatTemplate !== undefined) {
+    const how = 'load it with that template: Tokenizer.load(dir, { chatTemplate })';
+    throw new WrpoError('ERR_CONFIG', `chatTemplate is not for a tokenizer that is loaded already; ${how}`);
+  }
+  const tokenizer = options.tokenizer ?? (await tokenizerOf(source, chatTemplate));
   const encoding = { ...encodingOf(args, source.config.vocabSize), tokenizer };
   const encode = async (
     data: string | readonly unknown[],
@@ -196,8 +201,12 @@ async function open(model: string | Model, { dtype }: TrainingArgs): Promise<Mod
 }
 
 /** The tokenizer in the directory of a model, if there is one. */
-export async function tokenizerOf({ directory }: { directory?: string }): Promise<Tokenizer | undefined> {
-  return directory && existsSync(join(directory, 'tokenizer.json')) ? Tokenizer.load(directory) : undefined;
+export async function tokenizerOf(
+  { directory }: { directory?: string },
+  chatTemplate?: string,
+): Promise<Tokenizer | undefined> {
+  if (!directory || !existsSync(join(directory, 'tokenizer.json'))) return undefined;
+  return Tokenizer.load(directory, { chatTemplate });
 }
 
 /** The rows of a file or of objects in memory. */
