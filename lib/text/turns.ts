@@ -63,11 +63,12 @@ export class Turns {
     for (const [k, role] of roles.entries()) {
       const whole = before.length > 0 ? before.concat(read[k]!) : read[k]!;
       const start = lengthOfPrompt(prompt!, whole, role, row.where);
-      if (start === whole.length && toAnswer(row.responses[role]!).content.trim() !== '') {
+      const end = await this.#endOf(whole, start);
+      const response = end === -1 ? [...whole.slice(start), this.#eos()] : whole.slice(start, end);
+      if (response.length === 1 && toAnswer(row.responses[role]!).content.trim() !== '') {
         throw new WrpoError('ERR_DATA', `${row.where}: the chat template writes nothing of "${role}"`);
       }
-      const end = await this.#endOf(whole, start);
-      responses.push(end === -1 ? [...whole.slice(start), this.#eos()] : whole.slice(start, end));
+      responses.push(response);
     }
     return { prompt: prompt!, responses };
   }
