@@ -94,6 +94,9 @@ function strip(text: unknown, chars: unknown, sides: 'left' | 'right' | 'both'):
   return text.slice(start, end);
 }
 
+/** Whether nothing of a text is left where a template strips it. */
+export const isBlank = (text: string): boolean => strip(text, undefined, 'both') === '';
+
 const DAYS = ['Sunday', 'Monday', 'Tuesday', 'Wednesday', 'Thursday', 'Friday', 'Saturday'];
 const MONTHS = 'January February March April May June July August September October November December'.split(' ');
 const two = (value: number): string => String(value).padStart(2, '0');

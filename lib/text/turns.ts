@@ -1,6 +1,7 @@
 /** `template_mode: default`: where an answer begins in a rendered conversation, and which token ends it. */
 import { type Content, type Message, type PreferenceRow, type Role, toMessages } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
+import { isBlank } from './chat.js';
 import type { RowIds } from './encode.js';
 import type { Tokenizer } from './tokenizer.js';
 
@@ -65,7 +66,7 @@ export class Turns {
       const start = lengthOfPrompt(prompt!, whole, role, row.where);
       const end = await this.#endOf(whole, start);
       const response = end === -1 ? [...whole.slice(start), this.#eos()] : whole.slice(start, end);
-      if (response.length === 1 && toAnswer(row.responses[role]!).content.trim() !== '') {
+      if (response.length === 1 && !isBlank(toAnswer(row.responses[role]!).content)) {
         throw new WrpoError('ERR_DATA', `${row.where}: the chat template writes nothing of "${role}"`);
       }
       responses.push(response);
