@@ -326,8 +326,8 @@ describe('in the default mode', () => {
   });
 
   it('an answer of white space is an end of turn, where the template trims it', async () => {
-    // The second is white to Python, not to JavaScript.
-    for (const rejected of [' \n\t ', '\x1c']) {
+    // The second is white to Python, not to JavaScript; the third spells the end of turn out.
+    for (const rejected of [' \n\t ', '\x1c', '<|eot_id|>\n']) {
       const { rows } = await encode([rowOf({ ...text, rejected })]);
       expect(rows[0]!.responses.rejected).toEqual(Int32Array.of(EOT));
     }

@@ -66,7 +66,7 @@ export class Turns {
       const start = lengthOfPrompt(prompt!, whole, role, row.where);
       const end = await this.#endOf(whole, start);
       const response = end === -1 ? [...whole.slice(start), this.#eos()] : whole.slice(start, end);
-      if (response.length === 1 && !isBlank(toAnswer(row.responses[role]!).content)) {
+      if (response.length === 1 && !(await this.#saysNothing(row.responses[role]!, response))) {
         throw new WrpoError('ERR_DATA', `${row.where}: the chat template writes nothing of "${role}"`);
       }
       responses.push(response);
@@ -97,6 +97,11 @@ export class Turns {
     const start = whole.length - this.tail.length;
     if (this.#end === -1 || this.tail.some((id, i) => id !== whole[start + i])) return whole.length;
     return start + this.#end + 1;
+  }
+
+  /** Whether a response has nothing that a template could write but its end, of which the ids are. */
+  async #saysNothing(response: Content, end: readonly number[]): Promise<boolean> {
+    return isBlank(toAnswer(response).content.replaceAll(await this.tokenizer.decode(end), ''));
   }
 
   #eos(): number {
