@@ -1,7 +1,5 @@
 /** `wrpo logprobs`: one JSON line a row, with the summed log-prob of each response the row has. */
 
-import { closeSync, fsyncSync, openSync, renameSync, rmSync, writeFileSync } from 'node:fs';
-import { writeError } from '../data/files.js';
 import { splitMicrobatches } from '../data/pack.js';
 import { loadPreferences, type PreferenceRow, type Role } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
@@ -10,7 +8,7 @@ import type { ComputeDtype } from '../native/addon.js';
 import { encodeRows } from '../text/encode.js';
 import { tokenizerOf } from '../train/prepare.js';
 import { logProbsOf } from '../train/reference.js';
-import { writeOut } from './stdout.js';
+import { openSink } from './stdout.js';
 
 const MICROBATCH_TOKENS = 2048;
 
@@ -61,36 +59,4 @@ function runsOfEqualRoles(rows: PreferenceRow[]): PreferenceRow[][] {
     previous = roles;
   }
   return runs;
-}
-
-interface Sink {
-  write(text: string): Promise<void>;
-  finish(): void;
-  abandon(): void;
-}
-
-/** Standard output, or a file that appears under its name only when it is whole. */
-function openSink(path: string | undefined): Sink {
-  if (path === undefined) {
-    return { write: writeOut, finish: () => {}, abandon: () => {} };
-  }
-  const temporary = `${path}.${process.pid}.tmp`;
-  const guarded = <T>(action: () => T): T => {
-    try {
-      return action();
-    } catch (cause) {
-      throw writeError(path, cause);
-    }
-  };
-  const handle = guarded(() => openSync(temporary, 'w'));
-  return {
-    write: async (text) => guarded(() => writeFileSync(handle, text)), // unlike writeSync, all of it or an error
-    finish: () =>
-      guarded(() => {
-        fsyncSync(handle);
-        closeSync(handle);
-        renameSync(temporary, path);
-      }),
-    abandon: () => rmSync(temporary, { force: true }),
-  };
 }
