@@ -5,6 +5,7 @@
 import { copyFileSync, cpSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
+import { parquetWriteFile } from 'hyparquet-writer';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { packRows } from '../lib/data/pack.ts';
 import { parseModelConfig } from '../lib/model/config.ts';
@@ -549,6 +550,22 @@ describe('text and the command', () => {
     );
   });
 
+  it('rows of a table, of which only prompt and responses are read', async () => {
+    const filename = path('rows.parquet');
+    const column = (name: string, data: unknown[]) => ({ name, data, type: 'STRING' as const });
+    await parquetWriteFile({
+      filename,
+      columnData: [column('id', ['x', 'y']), column('prompt', ['a', 'b']), column('response', ['c', 'd'])],
+    });
+    const [first, second] = [await scoresOf('a', 'c'), await scoresOf('b', 'd')];
+    const { stdout } = await succeed(['score', '--model', directory, '--data', filename]);
+    const found = stdout
+      .trim()
+      .split('\n')
+      .map((line) => JSON.parse(line));
+    expect(found).toEqual([first, second].map((scores) => ({ score: close(scores[0]!.score) })));
+  });
+
   it.each([
     ['no pattern', { prompt: [1, 2], responses: [[3], [4]] }, /line 2 \("responses\[0\]"\): no gating position/],
     ['no response', { prompt: 'a', responses: [] }, /line 2: "responses" must be a list of at least one response/],
@@ -568,6 +585,7 @@ describe('text and the command', () => {
   it('models and templates that cannot', async () => {
     const data = writeRows(path('one.jsonl'), [{ prompt: 'a', response: 'b' }]);
     const score = (model: string, ...more: string[]) => fail(['score', '--model', model, '--data', data, ...more], 1);
+    expect(await score(path('nowhere'))).toMatch(/no model in .*nowhere/);
     expect(await score(SMALL)).toMatch(/one\.jsonl line 1: the row is text, but there is no tokenizer/);
     const ids = writeRows(path('ids.jsonl'), [{ prompt: [1], response: [2] }]);
     expect(await fail(['score', '--model', POLICY, '--data', ids], 1)).toMatch(

@@ -1,8 +1,9 @@
 /** `wrpo score`: one JSON line a row, with the reward of each of its answers. */
 import { readAnswers } from '../data/answers.js';
 import { WrpoError } from '../errors.js';
+import { readModelConfig } from '../model/config.js';
 import { Model } from '../model/model.js';
-import type { Score } from '../model/reward.js';
+import { requireRewardHead, type Score } from '../model/reward.js';
 import type { ComputeDtype } from '../native/addon.js';
 import { encodeConversations, type RowConversations } from '../text/conversations.js';
 import { tokenizerOf } from '../train/prepare.js';
@@ -21,18 +22,24 @@ export async function score(options: {
   if (!['float32', 'float64', 'bfloat16'].includes(options.dtype)) {
     throw new WrpoError('ERR_CONFIG', `--dtype "${options.dtype}": expected float32, float64 or bfloat16`);
   }
-  await using model = await Model.load(options.model, { dtype: options.dtype as ComputeDtype });
-  const tokenizer = await tokenizerOf(model);
+  // What is wrong with the model's kind or with the first rows is told before the weights are read.
+  requireRewardHead(readModelConfig(options.model), options.model);
+  const tokenizer = await tokenizerOf({ directory: options.model });
+  const parts = batches(encodeConversations(readAnswers(options.data), tokenizer));
+  let part = await parts.next();
   const sink = openSink(options.output);
   const news = newsOf('rows scored');
+  let model: Model | undefined;
   try {
-    for await (const part of batches(encodeConversations(readAnswers(options.data), tokenizer))) {
-      const where = part.flatMap(({ row }) => row.answers.map(({ key }) => `${row.where} ("${key}")`));
-      const conversations = part.flatMap(({ conversations }) => conversations);
+    model = await Model.load(options.model, { dtype: options.dtype as ComputeDtype });
+    for (; !part.done; part = await parts.next()) {
+      const rows = part.value;
+      const where = rows.flatMap(({ row }) => row.answers.map(({ key }) => `${row.where} ("${key}")`));
+      const conversations = rows.flatMap(({ conversations }) => conversations);
       const scores = await model.score(conversations, { where, microbatchTokens: MICROBATCH_TOKENS });
-      const lines = part.map(({ row }) => lineOf(row, scores.splice(0, row.answers.length), options.rewards));
+      const lines = rows.map(({ row }) => lineOf(row, scores.splice(0, row.answers.length), options.rewards));
       await sink.write(lines.map((line) => `${JSON.stringify(line)}\n`).join(''));
-      news.add(part.length);
+      news.add(rows.length);
     }
     sink.finish();
   } catch (error) {
@@ -40,6 +47,7 @@ export async function score(options: {
     throw error;
   } finally {
     news.end();
+    await model?.close();
   }
 }
 

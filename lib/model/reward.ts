@@ -1,7 +1,7 @@
 /** Conversations for a reward model: where each of them is gated, how they are packed, and what comes out. */
 import { WrpoError } from '../errors.js';
 import type { Batch, Scores } from '../native/addon.js';
-import type { ModelConfig } from './config.js';
+import type { ModelConfig, RewardConfig } from './config.js';
 
 /** What a reward model says of one conversation: score = Σ gates[j] · (rewards · transform)[j]. */
 export interface Score {
@@ -38,19 +38,24 @@ export function gatingPosition(ids: ArrayLike<number>, pattern: readonly number[
   );
 }
 
+/** The reward head of a model; `name` is what the error calls a model that has none. */
+export function requireRewardHead({ rewardHead }: ModelConfig, name = 'this model'): RewardConfig {
+  if (rewardHead) return rewardHead;
+  throw new WrpoError(
+    'ERR_MODEL',
+    `${name} is a language model, without a reward head to score with; expected the architecture "LlamaForRewardModelWithGating" (ArmoRM)`,
+  );
+}
+
 /** The conversations as a reward model of this config reads them. Throws as `Model.score` does. */
 export function placeConversations(
   conversations: readonly ArrayLike<number>[],
-  { rewardHead, vocabSize }: ModelConfig,
+  config: ModelConfig,
   { where: names = [] }: ScoreOptions,
-  directory = 'this model',
+  directory?: string,
 ): Conversation[] {
-  if (!rewardHead) {
-    throw new WrpoError(
-      'ERR_MODEL',
-      `${directory} is a language model, without a reward head to score with; expected the architecture "LlamaForRewardModelWithGating" (ArmoRM)`,
-    );
-  }
+  const { pattern } = requireRewardHead(config, directory);
+  const { vocabSize } = config;
   return conversations.map((given, i) => {
     const where = names[i] ?? `conversation ${i + 1}`;
     if (given.length === 0) throw new WrpoError('ERR_DATA', `${where}: the conversation has no tokens`);
@@ -61,7 +66,7 @@ export function placeConversations(
         `${where}: ${given[odd]} at position ${odd}; expected an id from 0 to ${vocabSize - 1} (vocabulary size ${vocabSize})`,
       );
     }
-    return { where, ids: Int32Array.from(given), gate: gatingPosition(given, rewardHead.pattern, where) };
+    return { where, ids: Int32Array.from(given), gate: gatingPosition(given, pattern, where) };
   });
 }
 
