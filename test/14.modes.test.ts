@@ -88,6 +88,14 @@ describe('template_mode authors', () => {
     expect(await promptOf('other', 'q')).toBe('[user]q');
     expect(await promptOf('system', 'q', false)).toBe('[user]q');
     expect(await promptOf('system', [turn('system', 's'), turn('user', 'q')])).toBe('[system]s[user]q');
+    const refusing = await withTemplate(
+      "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[0].content }}",
+    );
+    await expectFailure(
+      () => authors([rowOf(text)], { tokenizer: refusing }),
+      'ERR_DATA',
+      /line 7: .* refuses the turns \(system, user\): no system \(.*auto_insert_empty_system_msg false does not\)$/,
+    );
   });
 
   it.each([
@@ -330,6 +338,16 @@ describe('in the default mode', () => {
       () => encode([rowOf(text)], { tokenizer: loaded }),
       'ERR_DATA',
       /^rows.jsonl line 7: the chat template writes nothing of "source_chosen"$/,
+    );
+    // Nor is an end of turn alone something: templates of reasoning models leave the thoughts of an answer out.
+    const thoughtless = await withTemplate(
+      "{% for m in messages %}{{ m.role }}<|end_header_id|>{{ m.content.split('</think>')[-1] }}<|eot_id|>{% endfor %}" +
+        '{% if add_generation_prompt %}assistant<|end_header_id|>{% endif %}',
+    );
+    await expectFailure(
+      () => encode([rowOf({ ...text, target_chosen: '<think>4, is it not</think>' })], { tokenizer: thoughtless }),
+      'ERR_DATA',
+      /^rows.jsonl line 7: the chat template writes nothing of "target_chosen"$/,
     );
   });
 

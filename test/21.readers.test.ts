@@ -347,6 +347,13 @@ describe('a directory', () => {
     );
   });
 
+  it('tells apart the rows of files of one name', async () => {
+    const rows = await loadPreferences(data('saved_pairs'), { split: 'test' });
+    expect(rows[0]!.where).toBe('test/data-00000-of-00001.arrow row 1');
+    const dir = tree('same names', { 'train/a/0.jsonl': line('a'), 'train/b/0.jsonl': `${line('b')}{}` });
+    expect(await message(() => loadPreferences(dir))).toMatch(/^train\/b\/0\.jsonl line 2: /);
+  });
+
   it('of save_to_disk keeps the order that state.json gives', async () => {
     cpSync(data('saved_flat'), scratch('reordered'), { recursive: true });
     const state = JSON.parse(readFileSync(scratch('reordered', 'state.json'), 'utf8'));
@@ -375,7 +382,10 @@ describe('a directory', () => {
 
 describe('reading is streaming', () => {
   it('breaking out closes the file', async () => {
-    const zipped = join(tree('closed', { 'a.jsonl.gz': gzipSync(line('x').repeat(100_000)) }), 'a.jsonl.gz');
+    const zipped = join(
+      tree('closed', { 'a.jsonl.gz': gzipSync(line('x').repeat(100_000), { level: 0 }) }),
+      'a.jsonl.gz',
+    );
     const files = ['flat.jsonl', 'flat.zstd.parquet', 'types.arrow', 'types.file.arrow'].map((name) => data(name));
     for (const file of [...files, zipped]) {
       for await (const row of readPreferences(file)) {

@@ -301,6 +301,8 @@ describe('what a key means', () => {
     [{ use_peft: true }, /^run\.yaml: "use_peft": LoRA is not part of this version.*\(found true\)/],
     [{ load_in_4bit: true }, /"load_in_4bit": weights are not quantised/],
     [{ fp16: true }, /"fp16": float16 is not computed here/],
+    [{ bf16: 'yes' }, /"bf16": expected true or false \(found "yes"\)/],
+    [{ fp16: 'on' }, /"fp16": expected true or false \(found "on"\)/],
     [{ torch_dtype: 'float16' }, /"torch_dtype": float16 is not computed here/],
     [{ torch_dtype: 'float17' }, /"dtype": .*"bfloat16".*found "float17"/],
     [{ bf16: true, dtype: 'float32' }, /"bf16": it says "bfloat16" where another key says "float32"/],

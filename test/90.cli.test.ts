@@ -1,6 +1,16 @@
 /** The command line: what it computes, and that every failure is one sentence with the right exit code. */
 import { execFileSync, spawnSync } from 'node:child_process';
-import { chmodSync, cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { packRows } from '../lib/data/pack.ts';
@@ -9,6 +19,7 @@ import { Model } from '../lib/model/model.ts';
 import type { ComputeDtype } from '../lib/native/addon.ts';
 import { encodeRows } from '../lib/text/encode.ts';
 import { Tokenizer } from '../lib/text/tokenizer.ts';
+import { TestHub } from './hub.ts';
 import {
   FIXTURES,
   fail,
@@ -17,6 +28,7 @@ import {
   MAIN,
   metricsOf,
   POLICY,
+  REFERENCE,
   ROOT,
   type Row,
   readJson,
@@ -302,6 +314,28 @@ describe('logprobs', () => {
     );
   });
 
+  it('of tables and splits; bad rows are told before any weights are loaded', async () => {
+    const model = await textModel();
+    const saved = join(FIXTURES, 'data', 'saved_pairs');
+    for (const [data, more, same] of [
+      [join(FIXTURES, 'data', 'flat.zstd.parquet'), [], join(FIXTURES, 'data', 'flat.jsonl')],
+      [saved, ['--split', 'test'], join(saved, 'test')],
+    ] as const) {
+      const { stdout } = await succeed(['logprobs', '--model', model, '--data', data, ...more]);
+      expectClose(parse(stdout), await expected(same, 'float32', model), 5);
+    }
+    const [test, all] = await Promise.all([loadPreferences(join(saved, 'test')), loadPreferences(saved)]);
+    expect(test.length).not.toBe(all.length);
+
+    const weightless = path('weightless');
+    cpSync(model, weightless, { recursive: true });
+    truncateSync(join(weightless, 'model.safetensors'), 10);
+    const bad = writeRows(path('late.jsonl'), [...Array(600).fill({ prompt: 'a', completion: 'b' }), { prompt: 'a' }]);
+    const options = ['logprobs', '--model', weightless, '--data'];
+    expect(await fail([...options, bad], 1)).toMatch(/late\.jsonl line 601: no response/);
+    expect(await fail([...options, data], 1)).toMatch(/model\.safetensors is truncated/);
+  });
+
   it('the output appears whole or not at all', async () => {
     const output = path('kept.jsonl');
     writeFileSync(output, 'earlier\n');
@@ -450,6 +484,55 @@ describe('training', () => {
       return lines.reduce((sum, line) => sum + line.target_chosen - line.rejected, 0) / lines.length;
     });
     expect(margins[1]! - margins[0]!).toBeGreaterThan(1);
+  }, 30_000);
+
+  it('Parquet, and the splits of a saved data set, with evaluation', async () => {
+    const model = await textModel();
+    const table = join(FIXTURES, 'data', 'flat.zstd.parquet');
+    const saved = join(FIXTURES, 'data', 'saved_pairs');
+    const sources = {
+      table: { dataset_name: table, eval_dataset_name: table },
+      dict: { dataset_name: saved, dataset_train_split: 'train', dataset_test_split: 'test', loss_type: 'sigmoid' },
+    };
+    for (const [name, keys] of Object.entries(sources)) {
+      const run = { model_name_or_path: model, output_dir: path(`run-${name}`), eval_strategy: 'epoch', beta: 0.1 };
+      await succeed(train({ ...keys, ...run, learning_rate: 5e-3, num_train_epochs: 4 }));
+      const metrics = metricsOf(run.output_dir);
+      const rows = await loadPreferences(keys.dataset_name);
+      expect(metrics.filter((line) => 'loss' in line)).toHaveLength(4 * Math.ceil(rows.length / 2));
+      const evaluated = metrics.filter((line) => 'eval_loss' in line).map((line) => line.eval_loss!);
+      expect(evaluated).toHaveLength(4);
+      expect(evaluated.at(-1)).toBeLessThan(evaluated[0]!);
+    }
+  }, 30_000);
+
+  it('models and data of the hub, each of its own revision, and again without the network', async () => {
+    const hub = await TestHub.start();
+    const files = ['config.json', 'model.safetensors'];
+    for (const [name, dir] of Object.entries({ policy: POLICY, ref: REFERENCE })) {
+      hub.add(`owner/${name}`, Object.fromEntries(files.map((file) => [file, readFileSync(join(dir, file))])));
+    }
+    hub.add('datasets/owner/rows', { 'one/train.jsonl': readFileSync(data), 'two/train.jsonl': '' });
+    hub.add('datasets/owner/held', { 'train.jsonl': '', 'test.jsonl': readFileSync(data) });
+    const keys = {
+      ...{ model_name_or_path: 'owner/policy', model_revision: 'v1', ref_model_name_or_path: 'owner/ref' },
+      ...{ dataset_name: 'owner/rows', dataset_revision: 'v1', dataset_config: 'one', eval_dataset_name: 'owner/held' },
+    };
+    const env = { HF_HOME: path('hub'), HF_ENDPOINT: hub.url };
+    await succeed(train({ ...keys, output_dir: path('of-the-hub') }), { env });
+    hub.close();
+    const asked = hub.requests.filter((request) => request.includes('/revision/'));
+    expect(new Set(asked)).toEqual(
+      new Set([
+        ...['/api/models/owner/policy/revision/v1', '/api/models/owner/ref/revision/main'],
+        ...['/api/datasets/owner/rows/revision/v1', '/api/datasets/owner/held/revision/main'],
+      ]),
+    );
+    const local = { model_name_or_path: POLICY, ref_model_name_or_path: REFERENCE, eval_dataset_name: data };
+    await succeed(train({ ...local, output_dir: path('of-the-disk') }));
+    const offline = { ...env, HF_HUB_OFFLINE: '1' };
+    await succeed(train({ ...keys, output_dir: path('offline') }), { env: offline });
+    for (const name of ['of-the-hub', 'offline']) expect(metricsOf(path(name))).toEqual(metricsOf(path('of-the-disk')));
   }, 30_000);
 
   it('wrpo sft', async () => {

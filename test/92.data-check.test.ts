@@ -1,11 +1,16 @@
 /** `wrpo data check`: every fault of a file at once, and what a run would keep of its rows. */
 import { spawnSync } from 'node:child_process';
-import { cpSync, mkdirSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { tableFromArrays, tableToIPC } from 'apache-arrow';
+import { parquetWriteFile } from 'hyparquet-writer';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { toPreferenceRow } from '../lib/data/preferences.ts';
 import { encodeRows } from '../lib/text/encode.ts';
 import { Tokenizer } from '../lib/text/tokenizer.ts';
+import { resolveArgs } from '../lib/train/args.ts';
+import { encodingOf } from '../lib/train/prepare.ts';
+import { TestHub } from './hub.ts';
 import { FIXTURES, fail, MAIN, POLICY, scratchDirectory, succeed, tokenRows, writeRows, wrpo } from './training.ts';
 
 const path = scratchDirectory('data-check');
@@ -166,6 +171,186 @@ describe('what is lost', () => {
   });
 });
 
+describe('what else training reads', () => {
+  const roles = ['prompt', 'source_chosen', 'target_chosen', 'rejected'] as const;
+  const column = (role: (typeof roles)[number]) =>
+    good.map((row, i) => (i === 1 || i === 66 ? (role === 'rejected' ? null : row[role]) : i === 3 ? null : row[role]));
+  /** The rows with three bad ones, as `save_to_disk` leaves them. */
+  function saveTo(dir: string): void {
+    mkdirSync(dir, { recursive: true });
+    const table = tableFromArrays(Object.fromEntries(roles.map((role) => [role, column(role)])));
+    writeFileSync(join(dir, 'data.arrow'), tableToIPC(table, 'stream'));
+    writeFileSync(join(dir, 'state.json'), JSON.stringify({ _data_files: [{ filename: 'data.arrow' }] }));
+  }
+  const parquet = (filename: string) =>
+    parquetWriteFile({
+      filename,
+      columnData: roles.map((role) => ({ name: role, data: column(role), type: 'STRING' as const })),
+      rowGroupSize: 10,
+    });
+
+  it('tables and directories: all bad rows, and the rest', async () => {
+    await parquet(path('table.parquet'));
+    saveTo(path('saved'));
+    for (const [data, name] of [
+      ['table.parquet', 'table.parquet'],
+      ['saved', 'data.arrow'],
+    ] as const) {
+      const { status, report } = await json(path(data));
+      expect(status).toBe(1);
+      expect(report.bad).toEqual({
+        count: 3,
+        first: [
+          expect.stringMatching(`^${name} row 2: missing key "rejected"`),
+          expect.stringMatching(`^${name} row 4: missing key "prompt"`),
+          expect.stringMatching(`^${name} row 67: missing key "rejected"`),
+        ],
+      });
+      expect([report.rows, report.lengths.prompt.count, report.lossType]).toEqual([70, 67, 'wrpo']);
+    }
+    // What is wrong with a whole file is no row's fault.
+    writeFileSync(path('cut.parquet'), 'PAR1 and no more');
+    expect(await fail(check(path('cut.parquet')), 1)).toMatch(/cut\.parquet: not a Parquet file, or one that is cut/);
+  });
+
+  it('lines that are not UTF-8, in the middle and alone', async () => {
+    const bad = Buffer.concat([Buffer.from('{"prompt": "'), Buffer.of(0xff), Buffer.from('"}\n')]);
+    const lines = good.slice(0, 2).map((row) => Buffer.from(`${JSON.stringify(row)}\n`));
+    writeFileSync(path('latin.jsonl'), Buffer.concat([lines[0]!, bad, lines[1]!]));
+    const { report } = await json(path('latin.jsonl'));
+    expect(report).toMatchObject({ rows: 3, bad: { count: 1, first: ['latin.jsonl line 2: not valid UTF-8'] } });
+    writeFileSync(path('latin-alone.jsonl'), Buffer.concat(Array.from({ length: 200 }, () => bad)));
+    const alone = await json(path('latin-alone.jsonl'), '--loss-type', 'wrpo');
+    expect(alone).toMatchObject({ status: 1, report: { rows: 200, bad: { count: 200 }, lossType: 'wrpo' } });
+  });
+
+  it('files of one name in two folders are two files', async () => {
+    for (const [folder, rows] of [['a', good.slice(0, 3)] as const, ['b', good.slice(3, 5)] as const]) {
+      mkdirSync(path('two', 'train', folder), { recursive: true });
+      writeRows(path('two', 'train', folder, '0.jsonl'), rows);
+    }
+    const { status, report } = await json(path('two'));
+    expect(status).toBe(0);
+    expect([report.rows, report.lengths.prompt.count, report.duplicateRows.count]).toEqual([5, 5, 0]);
+  });
+
+  it('splits, and data and models of the hub, without their weights', async () => {
+    saveTo(path('dict', 'train'));
+    mkdirSync(path('dict', 'test'));
+    cpSync(path('dict', 'train'), path('dict', 'test'), { recursive: true });
+    writeFileSync(path('dict', 'dataset_dict.json'), JSON.stringify({ splits: ['train', 'test'] }));
+    const half = tableFromArrays(Object.fromEntries(roles.map((role) => [role, good.map((row) => row[role])])));
+    writeFileSync(path('dict', 'test', 'data.arrow'), tableToIPC(half.slice(0, 9), 'stream'));
+    expect((await json(path('dict'), '--split', 'test')).report).toMatchObject({ rows: 9, bad: { count: 0 } });
+    expect(await fail(check(path('dict'), '--split', 'held'), 1)).toMatch(/no split "held"; there is "train", "test"/);
+
+    const hub = await TestHub.start();
+    try {
+      const files = ['config.json', 'tokenizer.json', 'tokenizer_config.json', 'chat_template.jinja'];
+      const contents = Object.fromEntries(files.map((name) => [name, readFileSync(join(model, name))]));
+      hub.add('owner/model', { ...contents, 'model.safetensors': 'weights' });
+      const text = good.map((row) => `${JSON.stringify(row)}\n`).join('');
+      hub.add('datasets/owner/rows', { 'one/train.jsonl': text, 'two/train.jsonl': text, 'two/test.jsonl': text });
+      const env = { HF_ENDPOINT: hub.url, HF_HOME: path('hub home') };
+      const args = [
+        'data',
+        'check',
+        'owner/rows',
+        '--model',
+        'owner/model',
+        '--revision',
+        'v1',
+        '--dataset_config',
+        'two',
+      ];
+      const { stdout, stderr } = await succeed([...args, '--json', '--split', 'test'], { env });
+      expect(JSON.parse(stdout)).toMatchObject({ file: 'owner/rows', rows: 70, bad: { count: 0 } });
+      expect(stderr).toMatch(/^downloading two\/test\.jsonl of owner\/rows/m);
+      expect(hub.requests.filter((request) => /safetensors|train\.jsonl/.test(request))).toEqual([]);
+      expect(hub.requests).toContain('/api/datasets/owner/rows/revision/v1');
+    } finally {
+      hub.close();
+    }
+  });
+
+  const BLOCKS = { loss_type: 'sft', packing: true, packing_strategy: 'wrapped', max_length: 64 };
+  it.each([
+    ['blocks', BLOCKS],
+    ['the whole text of the authors', { loss_type: 'sft', template_mode: 'authors', max_length: 64 }],
+    ['all tokens', { loss_type: 'sft', completion_only_loss: false, max_length: 64 }],
+    ['the authors’ pairs', { loss_type: 'wrpo', template_mode: 'authors', max_length: 70, max_prompt_length: 60 }],
+  ])('%s: what encoding for such a run makes of the rows', async (_, keys) => {
+    const args = resolveArgs({ output_dir: '.', ...keys });
+    const tokenizer = await Tokenizer.load(LLAMA3);
+    const long = good.map((row, i) => ({ ...row, prompt: row.prompt + ' more'.repeat(i % 7 === 0 ? 60 : 0) }));
+    const inputs = long.map((row, i) => {
+      const { source_chosen, prompt } = row;
+      return toPreferenceRow(args.lossType === 'sft' ? { prompt, completion: source_chosen } : row, `${i}`);
+    });
+    // The first that is kept.
+    const shown = args.completionOnlyLoss === false ? '2' : '1';
+    const wanted = await encodeRows(inputs, { ...encodingOf(args, 1000), tokenizer });
+    const options = Object.entries(keys).flatMap(([key, value]) => [`--${key}`, String(value)]);
+    const { status, report } = await json(file(long), '--row', shown, ...options);
+    expect(status).toBe(0);
+    const { dropped, cutPrompts, cutResponses, blocks } = report;
+    expect([dropped.count, cutPrompts.count, cutResponses.count]).toEqual([
+      wanted.dropped,
+      wanted.truncatedPrompts,
+      wanted.truncated,
+    ]);
+    if (keys === BLOCKS) expect(blocks).toEqual({ count: wanted.rows.length, leftOver: wanted.leftOver });
+    else expect(wanted.dropped + wanted.truncated + wanted.truncatedPrompts).toBeGreaterThan(5);
+    const parts = Object.entries(report.row.parts as Record<string, { ids: number[]; kept: [number, number] }>);
+    const kept = parts.flatMap(
+      ([
+        ,
+        {
+          ids,
+          kept: [from, to],
+        },
+      ]) => ids.slice(from, to),
+    );
+    const [first] = wanted.rows;
+    if (keys !== BLOCKS) {
+      expect(kept).toEqual([...first!.prompt, ...Object.values(first!.responses).flatMap((ids) => [...ids])]);
+    }
+    expect(parts[0]![0]).toBe(args.lossType === 'sft' && args.completionOnlyLoss !== false ? 'text' : 'prompt');
+  });
+
+  it('says what becomes of blocks, and fails when there is none', async () => {
+    const options = Object.entries(BLOCKS).flatMap(([key, value]) => [`--${key}`, String(value)]);
+    const { stdout } = await succeed(check(file(good), ...options));
+    expect(stdout).toMatch(/^ +\d+ {2}blocks of 64 tokens; \d+ tokens at the end are left out$/m);
+    expect((await wrpo(check(file(good.slice(0, 1)), ...options, '--max_length', '4000'))).status).toBe(1);
+  });
+
+  it('the data of a run file, for its run; what the command line says outweighs it', async () => {
+    const run = path('run.yaml');
+    const keys = { model_name_or_path: model, dataset_name: file(good), loss_type: 'dpo', max_length: 60 };
+    writeFileSync(
+      run,
+      Object.entries({ ...keys, bf16: true })
+        .map((pair) => `${pair.join(': ')}\n`)
+        .join(''),
+    );
+    const { stdout } = await succeed(['data', 'check', '--config', run, '--json']);
+    expect(JSON.parse(stdout)).toMatchObject({ file: keys.dataset_name, lossType: 'sigmoid', maxLength: 60, rows: 70 });
+    const other = await succeed([
+      'data',
+      'check',
+      file(good.slice(0, 9)),
+      '--config',
+      run,
+      '--max-length=50',
+      '--json',
+    ]);
+    expect(JSON.parse(other.stdout)).toMatchObject({ maxLength: 50, rows: 9 });
+    writeFileSync(run, 'max_lenght: 60\n');
+    expect(await fail(['data', 'check', '--config', run], 1)).toMatch(/run\.yaml line 1: unknown key "max_lenght"/);
+  });
+});
+
 describe('bad rows', () => {
   it('all of them are told, wherever they stand, and the rest is counted', async () => {
     const data = path('bad.jsonl');
@@ -203,12 +388,17 @@ describe('bad rows', () => {
 
   it('a file or a model that is not there, and wrong usage', async () => {
     expect(await fail(check(path('no.jsonl')), 1)).toMatch(/no\.jsonl: no such file/);
-    expect(await fail(check(file([])), 1)).toMatch(/the file holds no rows/);
+    expect(await fail(check(file([])), 1)).toMatch(/holds no rows/);
     expect(await fail(['data', 'check', file(good), '--model', path('no-model')], 1)).toMatch(/no model in .*no-model/);
-    expect(await fail(check(file(good), '--max-length', '0'), 2)).toMatch(/--max-length.*positive whole number/);
-    expect(await fail(check(file(good), '--loss-type', 'dop'), 2)).toMatch(/--loss-type.*wrpo, sigmoid, sft/);
+    expect(await fail(check(file(good), '--row', '0'), 2)).toMatch(/--row.*positive whole number/);
+    expect(await fail(check(file(good), '--max-length', '0'), 1)).toMatch(/command line: "max_length": .*found 0/);
+    expect(await fail(check(file(good), '--loss-type', 'dop'), 1)).toMatch(/command line: "loss_type": .*"sft".*"dop"/);
+    expect(await fail(check(file(good), '--max-lenght', '9'), 1)).toMatch(/"max_lenght"; did you mean "max_length"\?/);
+    expect(await fail(check(file(good), '--json', 'more.jsonl'), 1)).toMatch(/unexpected argument "more\.jsonl"/);
+    expect(await fail(['data', 'check', '--model', model], 1)).toMatch(/needs data: give a file, or --config/);
+    expect(await fail(['data', 'check', file(good)], 1)).toMatch(/needs a model: give --model, or --config/);
     const { stdout } = await succeed(['data', 'check', '--help']);
-    expect(stdout.split('\n').length).toBeLessThan(40);
+    expect(stdout.split('\n').length).toBeLessThan(30);
     expect(stdout).toMatch(/Example: wrpo data check /);
   });
 });

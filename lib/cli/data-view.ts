@@ -1,7 +1,7 @@
-/** The report of `wrpo data check` for people. */
+/** The report of `wrpo data check`, for people. */
 import pc from 'picocolors';
 import type { Tokenizer } from '../text/tokenizer.js';
-import type { DataReport, Found, Lengths, Part } from './data.js';
+import type { DataReport, Found, Lengths, Part } from './data-report.js';
 import { writeOut } from './stdout.js';
 
 const BAR = 40;
@@ -32,9 +32,10 @@ function summary(report: DataReport, paint: Paint): string[] {
   return [
     `${report.file}: ${report.rows} rows, for loss_type ${report.lossType ?? 'none'}, template_mode ${report.templateMode}, ${limits}`,
     ...Object.entries(report.shapes).map(([shape, count]) => `${String(count).padStart(8)}  ${shape}`),
-    ...found('dropped, the prompt is too long', report.dropped),
+    ...blockLines(report),
+    ...found(`dropped, ${report.lengths.text ? 'nothing to predict' : 'the prompt is too long'}`, report.dropped),
     ...found('prompts cut', report.cutPrompts),
-    ...found('responses cut', report.cutResponses),
+    ...found(report.lengths.text ? 'texts cut' : 'responses cut', report.cutResponses),
     ...found('with the prompt of an earlier row', report.duplicatePrompts),
     ...found('the same as an earlier row', report.duplicateRows),
     ...found('whose chosen response is the rejected one', report.chosenIsRejected),
@@ -43,6 +44,12 @@ function summary(report: DataReport, paint: Paint): string[] {
     ...bad.first.map((sentence) => `          ${sentence}`),
     ...(bad.count > bad.first.length ? [`          and ${bad.count - bad.first.length} more`] : []),
   ];
+}
+
+function blockLines({ blocks, maxLength }: DataReport): string[] {
+  if (!blocks) return [];
+  const { count, leftOver } = blocks;
+  return [`${String(count).padStart(8)}  blocks of ${maxLength} tokens; ${leftOver} tokens at the end are left out`];
 }
 
 function histograms({ lengths }: DataReport): string[] {

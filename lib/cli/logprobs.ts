@@ -1,44 +1,59 @@
 /** `wrpo logprobs`: one JSON line a row, with the summed log-prob of each response the row has. */
 
 import { splitMicrobatches } from '../data/pack.js';
-import { loadPreferences, type PreferenceRow, type Role } from '../data/preferences.js';
+import { type PreferenceRow, type Role, readPreferences } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
+import { readModelConfig } from '../model/config.js';
 import { Model } from '../model/model.js';
 import type { ComputeDtype } from '../native/addon.js';
-import { encodeRows } from '../text/encode.js';
-import { tokenizerOf } from '../train/prepare.js';
+import { type EncodedRow, encodeRows } from '../text/encode.js';
+import { locate, tokenizerOf } from '../train/prepare.js';
 import { logProbsOf } from '../train/reference.js';
 import { openSink } from './stdout.js';
 
 const MICROBATCH_TOKENS = 2048;
 
+// Rows per call of the tokenizer and, where they have the same responses, of the packer.
+const SLICE = 256;
+const say = (line: string) => process.stderr.write(`${line}\n`);
+
 export async function logprobs(options: {
   model: string;
   data: string;
+  split?: string;
+  revision?: string;
   dtype: string;
   output?: string;
 }): Promise<void> {
   if (!['float32', 'float64', 'bfloat16'].includes(options.dtype)) {
     throw new WrpoError('ERR_CONFIG', `--dtype "${options.dtype}": expected float32, float64 or bfloat16`);
   }
-  const rows = await loadPreferences(options.data);
-  const model = await Model.load(options.model, { dtype: options.dtype as ComputeDtype });
-  const tokenizer = await tokenizerOf(model);
-  const sink = openSink(options.output);
+  const { split, revision } = options;
+  const directory = await locate(options.model, { say });
+  const { vocabSize } = readModelConfig(directory);
+  const tokenizer = await tokenizerOf({ directory });
+  // All of them before the weights: a bad row is told at once.
+  const slices: { roles: Role[]; rows: EncodedRow[] }[] = [];
+  for await (const rows of slicesOfEqualRoles(readPreferences(options.data, { split, revision, say }))) {
+    const roles = rolesIn(rows[0]!);
+    const encoding = { tokenizer, roles, vocabSize, maxLength: Number.MAX_SAFE_INTEGER };
+    slices.push({ roles, rows: (await encodeRows(rows, encoding)).rows });
+  }
+  const model = await Model.load(directory, { dtype: options.dtype as ComputeDtype });
   try {
-    for (const run of runsOfEqualRoles(rows)) {
-      const roles = rolesIn(run[0]!);
-      const limits = { maxLength: Number.MAX_SAFE_INTEGER, vocabSize: model.config.vocabSize };
-      const { rows: encoded } = await encodeRows(run, { tokenizer, roles, ...limits });
-      for (const part of splitMicrobatches(encoded, roles, MICROBATCH_TOKENS)) {
-        const values = await logProbsOf(model, part, roles, true);
-        await sink.write(values.map((value) => `${JSON.stringify(value)}\n`).join(''));
+    const sink = openSink(options.output);
+    try {
+      for (const { roles, rows } of slices) {
+        for (const part of splitMicrobatches(rows, roles, MICROBATCH_TOKENS)) {
+          const values = await logProbsOf(model, part, roles, true);
+          await sink.write(values.map((value) => `${JSON.stringify(value)}\n`).join(''));
+        }
       }
+      sink.finish();
+    } catch (error) {
+      sink.abandon();
+      throw error;
     }
-    sink.finish();
-  } catch (error) {
-    sink.abandon();
-    throw error;
   } finally {
     await model.close();
   }
@@ -49,14 +64,14 @@ function rolesIn(row: PreferenceRow): Role[] {
 }
 
 /** Neighbouring rows with the same responses, so that output stays in file order. */
-function runsOfEqualRoles(rows: PreferenceRow[]): PreferenceRow[][] {
-  const runs: PreferenceRow[][] = [];
-  let previous = '';
-  for (const row of rows) {
-    const roles = rolesIn(row).join();
-    if (roles !== previous) runs.push([]);
-    runs.at(-1)!.push(row);
-    previous = roles;
+async function* slicesOfEqualRoles(rows: AsyncIterable<PreferenceRow>): AsyncGenerator<PreferenceRow[]> {
+  let slice: PreferenceRow[] = [];
+  for await (const row of rows) {
+    if (slice.length === SLICE || (slice[0] && rolesIn(slice[0]).join() !== rolesIn(row).join())) {
+      yield slice;
+      slice = [];
+    }
+    slice.push(row);
   }
-  return runs;
+  yield slice;
 }

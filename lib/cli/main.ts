@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 /** The `wrpo` command. Data goes to files or stdout, words to stderr; exit 0 done, 1 failed, 2 wrong usage. */
-import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import { Command, CommanderError, InvalidArgumentError } from 'commander';
 import { WrpoError } from '../errors.js';
 import { VERSION } from '../train/run.js';
 
@@ -31,8 +31,10 @@ for (const [name, description] of [
 program
   .command('logprobs')
   .description('summed response log-probs of every row, one JSON line each')
-  .requiredOption('--model <dir>', 'model directory in Hugging Face layout')
+  .requiredOption('--model <name>', 'model directory in Hugging Face layout, or a hub id')
   .requiredOption('--data <file>', 'rows: JSONL, Parquet, a directory, or a hub id')
+  .option('--split <name>', 'of data that have splits (default: "train")')
+  .option('--revision <name>', 'of a data set on the hub: a branch, a tag or a commit')
   .option('--dtype <dtype>', 'float32, bfloat16 or float64', 'float32')
   .option('--output <file>', 'where to write; default: standard output')
   .action(async (options) => {
@@ -67,27 +69,25 @@ program
   .description('look at preference rows')
   .command('check')
   .description('say what training would make of rows, without loading weights; fails if one cannot be used')
-  .argument('<file>', 'rows: JSONL, Parquet, a directory, or a hub id')
-  .requiredOption('--model <dir>', 'model directory, of which config.json and the tokenizer are read')
-  .addOption(
-    new Option('--loss-type <name>', 'whose responses are needed; default: what the first row has').choices([
-      'wrpo',
-      'sigmoid',
-      'sft',
-    ]),
-  )
-  .option('--max-length <tokens>', 'prompt and response together', count, 2048)
-  .option('--max-prompt-length <tokens>', 'prompt alone', count)
-  .addOption(new Option('--template-mode <mode>').choices(['default', 'authors']).default('default'))
+  .argument('[file]', 'rows: JSONL, Parquet, a directory, or a hub id; default: those of the run file')
+  .option('--config <file>', 'run file (YAML) to check the rows for')
+  .option('--model <name>', 'directory or hub id, of which config.json and the tokenizer are read')
+  .option('--split <name>', 'of data that have splits (default: "train")')
+  .option('--revision <name>', 'of a data set on the hub: a branch, a tag or a commit')
   .option('--row <number>', 'the row whose tokens are shown', count, 1)
   .option('--json', 'print one JSON object')
+  .allowUnknownOption()
+  .allowExcessArguments()
   .addHelpText(
     'after',
-    '\nExample: wrpo data check quadruples.jsonl --model models/target-sft --max-length 1024 --row 3',
+    `
+Any key of a run file can be given as an option, as to train: --loss_type, --max_length, --template_mode, --packing …
+
+Example: wrpo data check quadruples.jsonl --model models/target-sft --max_length 1024 --row 3`,
   )
-  .action(async (file, options) => {
+  .action(async (_, options, command: Command) => {
     const { checkData } = await import('./data.js');
-    if (!(await checkData(file, options))) process.exitCode = 1;
+    if (!(await checkData(options, command.args))) process.exitCode = 1;
   });
 
 program

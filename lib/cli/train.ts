@@ -1,21 +1,20 @@
 /** `wrpo train` and `wrpo sft`: a run file, and options that override its keys. */
-import { readFileSync, statSync } from 'node:fs';
-import { isMap, isScalar, LineCounter, parse, parseDocument, YAMLParseError } from 'yaml';
+import { statSync } from 'node:fs';
 import { readPreferences } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
-import { evaluates, readKeys, resolveArgs, type TrainingArgs, type TrainingArgsInput } from '../train/args.js';
-import { camel, OTHER_DEFAULTS, snake } from '../train/compat.js';
+import { evaluates, resolveArgs, type TrainingArgs, type TrainingArgsInput } from '../train/args.js';
+import { OTHER_DEFAULTS, snake } from '../train/compat.js';
 import type { Metrics } from '../train/metrics.js';
 import { fittingLoss } from '../train/objective.js';
 import { trainSplit } from '../train/prepare.js';
 import { Trainer } from '../train/trainer.js';
+import { parseOverrides, readRun } from './run-file.js';
 
 interface Options {
   config: string;
   resumeFromCheckpoint?: string | true;
 }
 
-const COMMAND_LINE = 'command line';
 const say = (line: string) => process.stderr.write(`${line}\n`);
 
 export async function train(command: 'train' | 'sft', options: Options, rest: string[]): Promise<void> {
@@ -55,16 +54,7 @@ export async function train(command: 'train' | 'sft', options: Options, rest: st
 
 /** The arguments of a run, checked but as they were given: the file's, and the command line's over them. */
 async function readInput(command: 'train' | 'sft', config: string, rest: string[]): Promise<Record<string, unknown>> {
-  const file = readRunFile(config);
-  const options = parseOverrides(rest);
-  const overrides = readKeys(options, COMMAND_LINE, say);
-  const overridden = new Set([...Object.keys(options).map(camel), ...Object.keys(overrides)]);
-  let foreign = false;
-  const notice = (line: string) => {
-    foreign = true;
-    say(line);
-  };
-  const input: Record<string, unknown> = { ...readKeys(file.values, file.where, notice, overridden), ...overrides };
+  const { input, where, foreign } = readRun(config, parseOverrides(rest), say);
   const asked = input.lossType ?? undefined;
   if (command === 'sft') {
     if (asked !== undefined && asked !== 'sft') {
@@ -75,7 +65,6 @@ async function readInput(command: 'train' | 'sft', config: string, rest: string[
     }
     input.lossType = 'sft';
   }
-  const where = (key?: string) => (key !== undefined && overridden.has(camel(key)) ? COMMAND_LINE : file.where(key));
   const args = resolveArgs(input, where);
   if (asked === undefined && command === 'train' && args.datasetName !== undefined) {
     const fitting = await lossOf(args.datasetName, args);
@@ -113,60 +102,6 @@ function evaluationData(args: TrainingArgs): string | undefined {
   if (!statSync(args.datasetName!, { throwIfNoEntry: false })?.isFile()) return args.datasetName;
   say(`no evaluation: ${args.datasetName} is one file without splits; name held-out rows with eval_dataset_name`);
   return undefined;
-}
-
-interface RunFile {
-  values: Record<string, unknown>;
-  /** The file, with the line of a key. */
-  where(key?: string): string;
-}
-
-function readRunFile(path: string): RunFile {
-  let text: string;
-  try {
-    text = readFileSync(path, 'utf8');
-  } catch (cause) {
-    throw new WrpoError('ERR_CONFIG', `cannot read the run file ${path}`, { cause });
-  }
-  const values = parseYaml(text, path);
-  if (typeof values !== 'object' || values === null || Array.isArray(values)) {
-    throw new WrpoError('ERR_CONFIG', `${path} must hold keys and values`);
-  }
-  const counter = new LineCounter();
-  const { contents } = parseDocument(text, { lineCounter: counter });
-  const lines = new Map<string, number>();
-  for (const { key } of isMap(contents) ? contents.items : []) {
-    if (isScalar(key) && key.range) lines.set(camel(String(key.value)), counter.linePos(key.range[0]).line);
-  }
-  const where = (key?: string) => {
-    const line = key === undefined ? undefined : lines.get(camel(key));
-    return line === undefined ? path : `${path} line ${line}`;
-  };
-  return { values: values as Record<string, unknown>, where };
-}
-
-function parseYaml(text: string, where: string): unknown {
-  try {
-    return parse(text);
-  } catch (cause) {
-    // The first line says what and where; the others draw it.
-    const message = cause instanceof YAMLParseError ? cause.message.split('\n')[0]!.replace(/:$/, '') : String(cause);
-    throw new WrpoError('ERR_CONFIG', `${where}: ${message}`, { cause });
-  }
-}
-
-/** `--learning_rate 1e-6`, `--learning-rate=1e-6`, `--shuffle` (true): values as YAML would read them. */
-function parseOverrides(rest: string[]): Record<string, unknown> {
-  const values: Record<string, unknown> = {};
-  for (let i = 0; i < rest.length; i++) {
-    const match = /^--([a-zA-Z][\w-]*)(?:=(.*))?$/s.exec(rest[i]!);
-    if (!match) throw new WrpoError('ERR_CONFIG', `unexpected argument "${rest[i]}": expected --key value`);
-    const key = match[1]!.replaceAll('-', '_');
-    let text = match[2];
-    if (text === undefined && i + 1 < rest.length && !rest[i + 1]!.startsWith('--')) text = rest[++i];
-    values[key] = text === undefined ? true : parseYaml(text, `${COMMAND_LINE}: --${match[1]} "${text}"`);
-  }
-  return values;
 }
 
 function describe(line: Metrics): string {

@@ -1,10 +1,9 @@
 import { type FileHandle, open } from 'node:fs/promises';
-import { basename } from 'node:path';
 import type { Data } from 'apache-arrow';
 import { type ChooseColumns, fault, type RawRow, readFault, textOf } from './rows.js';
 
 /** The rows of an Arrow file, of either IPC format (what `datasets` writes is a stream), one batch in memory at a time. */
-export async function* readArrow(path: string, choose: ChooseColumns): AsyncGenerator<RawRow> {
+export async function* readArrow(path: string, name: string, choose: ChooseColumns): AsyncGenerator<RawRow> {
   // Imported at the first use: it takes longer than reading most files.
   const arrow = await import('apache-arrow');
   const handle = await open(path).catch((cause) => {
@@ -23,7 +22,7 @@ export async function* readArrow(path: string, choose: ChooseColumns): AsyncGene
       for (let i = 0; i < batch.numRows; i++) {
         const value: Record<string, unknown> = { ...blank };
         for (const { name, cell } of cells) value[name] = cell(i);
-        yield { value, where: `${basename(path)} row ${++number}` };
+        yield { value, where: `${name} row ${++number}` };
       }
     }
   } catch (cause) {

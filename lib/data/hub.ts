@@ -43,18 +43,20 @@ interface Entry {
 /** Whether a name can be one of the hub's; a path that exists is to be preferred to it. */
 export const isHubId = (name: string): boolean => /^[A-Za-z0-9][\w.-]*\/[A-Za-z0-9][\w.-]*$/.test(name);
 
+export interface ModelRequest extends Pick<RepositoryRequest, 'revision' | 'say'> {
+  /** Whether the weights are needed too. Default true. */
+  weights?: boolean;
+}
+
 /** The directory with what is needed of a model: configuration, tokenizer, safetensors; never pickled weights. */
-export function fetchModel(
-  id: string,
-  { revision, say }: Pick<RepositoryRequest, 'revision' | 'say'> = {},
-): Promise<string> {
+export function fetchModel(id: string, { revision, say, weights = true }: ModelRequest = {}): Promise<string> {
   const needed =
     /^((generation_)?config\.json|model[^/]*\.safetensors(\.index\.json)?|(tokenizer|chat_template)[^/]*|(special_tokens_map|added_tokens|vocab)\.json|merges\.txt)$/;
   const choose = (paths: readonly string[]): string[] => {
     if (!paths.some((path) => /^model[^/]*\.safetensors$/.test(path))) {
       throw new WrpoError('ERR_MODEL', `${id} on the hub has no weights in safetensors (model*.safetensors)`);
     }
-    return paths.filter((path) => needed.test(path));
+    return paths.filter((path) => needed.test(path) && (weights || !path.endsWith('.safetensors')));
   };
   return fetchRepository({ type: 'model', id, revision, choose, say });
 }

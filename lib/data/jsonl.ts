@@ -1,35 +1,48 @@
 import { isUtf8 } from 'node:buffer';
 import { createReadStream } from 'node:fs';
 import { readFile } from 'node:fs/promises';
-import { basename } from 'node:path';
 import { pipeline } from 'node:stream';
 import { createGunzip } from 'node:zlib';
-import { fault, type RawRow, readFault } from './rows.js';
+import type { WrpoError } from '../errors.js';
+import { fault, type OnFault, type RawRow, readFault, textOf } from './rows.js';
 
-/** The rows of a `.jsonl`, `.jsonl.gz` or `.json` file: one object a line, or in `.json` one array of objects. */
-export async function* readJsonl(path: string): AsyncGenerator<RawRow> {
+/**
+ * The rows of a `.jsonl`, `.jsonl.gz` or `.json` file: one object a line, or in `.json` one array of objects. A line that
+ * is no JSON goes to `onFault`.
+ */
+export async function* readJsonl(path: string, name: string, onFault: OnFault): AsyncGenerator<RawRow> {
   let number = 0;
   let blank = true;
   for await (const line of lines(path)) {
-    const where = `${basename(path)} line ${++number}`;
-    if (!isUtf8(line)) throw fault(where, 'not valid UTF-8');
-    const text = line.toString();
+    const where = `${name} line ${++number}`;
+    const text = textOf(line);
+    if (typeof text !== 'string') {
+      await onFault(fault(where, 'not valid UTF-8'));
+      continue;
+    }
     if (text.trim() === '') continue;
     if (blank && text.trimStart().startsWith('[') && /\.json$/i.test(path)) {
-      yield* readArray(path);
+      yield* readArray(path, name);
       return;
     }
     blank = false;
-    yield { value: parse(text, where, 'one JSON object on the line'), where };
+    let value: unknown;
+    try {
+      value = parse(text, where, 'one JSON object on the line');
+    } catch (error) {
+      await onFault(error as WrpoError);
+      continue;
+    }
+    yield { value, where };
   }
 }
 
 /** One array cannot be read in pieces: all of it is held in memory. */
-async function* readArray(path: string): AsyncGenerator<RawRow> {
+async function* readArray(path: string, name: string): AsyncGenerator<RawRow> {
   const bytes = await readFile(path);
   if (!isUtf8(bytes)) throw fault(path, 'not valid UTF-8');
   const values = parse(bytes.toString().replace(/^\ufeff/, ''), path, 'one JSON array of objects') as unknown[];
-  for (const [i, value] of values.entries()) yield { value, where: `${basename(path)} row ${i + 1}` };
+  for (const [i, value] of values.entries()) yield { value, where: `${name} row ${i + 1}` };
 }
 
 function parse(text: string, where: string, expected: string): unknown {

@@ -1,10 +1,9 @@
 import { open } from 'node:fs/promises';
-import { basename } from 'node:path';
 import type { AsyncBuffer, FileMetaData } from 'hyparquet';
 import { type ChooseColumns, fault, type RawRow, readFault, textOf } from './rows.js';
 
 /** The rows of a Parquet file, one row group (which its writer chose: mostly 1,000 rows) in memory at a time. */
-export async function* readParquet(path: string, choose: ChooseColumns): AsyncGenerator<RawRow> {
+export async function* readParquet(path: string, name: string, choose: ChooseColumns): AsyncGenerator<RawRow> {
   // Imported at the first use: most runs read JSONL, or know their rows already.
   const { parquetMetadataAsync, parquetReadObjects, parquetSchema } = await import('hyparquet');
   const { compressors } = await import('hyparquet-compressors');
@@ -36,11 +35,11 @@ export async function* readParquet(path: string, choose: ChooseColumns): AsyncGe
       const rowEnd = rowStart + Number(group.num_rows);
       const options = { file, metadata, columns, compressors, parsers: PARSERS, rowStart, rowEnd };
       const rows = await parquetReadObjects(options).catch((cause) => {
-        const span = `${basename(path)} rows ${rowStart + 1} to ${rowEnd}`;
+        const span = `${name} rows ${rowStart + 1} to ${rowEnd}`;
         throw fault(span, `cannot be read: ${(cause as Error).message}`, cause);
       });
       for (const [i, row] of rows.entries()) {
-        yield { value: { ...blank, ...plainFields(row) }, where: `${basename(path)} row ${rowStart + i + 1}` };
+        yield { value: { ...blank, ...plainFields(row) }, where: `${name} row ${rowStart + i + 1}` };
       }
       rowStart = rowEnd;
     }

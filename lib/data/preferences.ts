@@ -1,4 +1,4 @@
-import type { WrpoError } from '../errors.js';
+import { WrpoError } from '../errors.js';
 import { fault } from './rows.js';
 import { readSource, type SourceOptions } from './source.js';
 
@@ -50,13 +50,25 @@ export async function loadPreferences(source: string, options: ReadOptions = {})
 /**
  * The rows of a JSONL, Parquet or Arrow file, of a directory that holds some or that `datasets.save_to_disk` wrote, or of a
  * data set on the hub (`owner/name`), one at a time, for sources larger than memory. Throws ERR_DATA naming the file and
- * row of what cannot be read, and when there is nothing to read.
+ * row of what cannot be read, and when there is nothing to read; with `onFault`, only what is wrong with a whole file.
  */
 export async function* readPreferences(source: string, options: ReadOptions = {}): AsyncGenerator<PreferenceRow> {
   let rows = 0;
-  for await (const { value, where } of readSource(source, options, chooseColumns)) {
+  const onFault = async (error: unknown) => {
+    if (!options.onFault || !(error instanceof WrpoError)) throw error;
     rows++;
-    yield toPreferenceRow(value, where);
+    await options.onFault(error);
+  };
+  for await (const { value, where } of readSource(source, { ...options, onFault }, chooseColumns)) {
+    let row: PreferenceRow;
+    try {
+      row = toPreferenceRow(value, where);
+    } catch (error) {
+      await onFault(error);
+      continue;
+    }
+    rows++;
+    yield row;
   }
   if (rows === 0) throw fault(source, 'holds no rows');
 }

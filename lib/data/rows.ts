@@ -2,7 +2,10 @@
 import { isUtf8 } from 'node:buffer';
 import { WrpoError } from '../errors.js';
 
-/** One object of a file; `where` names it in errors and counts from 1: `rows.jsonl line 12`, `rows.parquet row 7`. */
+/**
+ * One object of a file; `where` names it in errors and counts from 1: `rows.jsonl line 12`, or within a directory or
+ * repository `test/0.parquet row 7`.
+ */
 export interface RawRow {
   value: unknown;
   where: string;
@@ -13,6 +16,9 @@ export interface RawRow {
  * can still be told in an error. Throws when the table is of something else.
  */
 export type ChooseColumns = (columns: readonly string[], file: string) => readonly string[];
+
+/** What is done about a row that is none; reading goes on behind it unless this throws. */
+export type OnFault = (error: WrpoError) => void | Promise<void>;
 
 export const fault = (where: string, what: string, cause?: unknown): WrpoError =>
   new WrpoError('ERR_DATA', `${where}: ${what}`, { cause });

@@ -1,12 +1,12 @@
 /** The rows of whatever holds them: a file, a directory, a data set on the hub. */
 import { existsSync } from 'node:fs';
 import { readdir, readFile, stat } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join, relative } from 'node:path';
 import { readArrow } from './arrow.js';
 import { fetchRepository, isHubId } from './hub.js';
 import { readJsonl } from './jsonl.js';
 import { readParquet } from './parquet.js';
-import { type ChooseColumns, fault, type RawRow, readFault } from './rows.js';
+import { type ChooseColumns, fault, type OnFault, type RawRow, readFault } from './rows.js';
 import { type Card, DATA_FILE, filesOfSplit, KINDS, nameOfSplit, readCard, type SplitOptions } from './splits.js';
 
 export interface SourceOptions extends SplitOptions {
@@ -14,29 +14,39 @@ export interface SourceOptions extends SplitOptions {
   revision?: string;
   /** Told of every download. */
   say?: (line: string) => void;
+  /** Told of a row that cannot be read, which is then passed over. Default: the first one ends the reading. */
+  onFault?: OnFault;
 }
 
 /** The rows of a source, one after another; `choose` sees the columns of each table before its rows. */
 export async function* readSource(
   source: string,
-  options: SourceOptions,
+  options: SourceOptions & { onFault: OnFault },
   choose: ChooseColumns,
 ): AsyncGenerator<RawRow> {
-  for (const path of await filesOf(source, options)) {
-    if (/\.parquet$/i.test(path)) yield* readParquet(path, choose);
-    else if (/\.arrow$/i.test(path)) yield* readArrow(path, choose);
-    else yield* readJsonl(path);
+  const { root, paths } = await filesOf(source, options);
+  for (const path of paths) {
+    const name = relative(root, path);
+    if (/\.parquet$/i.test(path)) yield* readParquet(path, name, choose);
+    else if (/\.arrow$/i.test(path)) yield* readArrow(path, name, choose);
+    else yield* readJsonl(path, name, options.onFault);
   }
 }
 
-async function filesOf(source: string, options: SourceOptions): Promise<string[]> {
+/** Files with the directory that their rows are told from. */
+interface Files {
+  root: string;
+  paths: string[];
+}
+
+async function filesOf(source: string, options: SourceOptions): Promise<Files> {
   if (!existsSync(source) && isHubId(source) && !DATA_FILE.test(source)) return filesOnHub(source, options);
   const found = await stat(source).catch((cause) => {
     throw readFault(source, cause);
   });
-  if (found.isDirectory()) return filesOfDirectory(source, options);
+  if (found.isDirectory()) return { root: source, paths: await filesOfDirectory(source, options) };
   if (!DATA_FILE.test(source)) throw fault(source, `is no ${KINDS} file`);
-  return [source];
+  return { root: dirname(source), paths: [source] };
 }
 
 async function filesOfDirectory(directory: string, options: SourceOptions): Promise<string[]> {
@@ -68,7 +78,7 @@ async function savedFiles(directory: string): Promise<string[]> {
   return state._data_files.map(({ filename }) => join(directory, filename));
 }
 
-async function filesOnHub(id: string, options: SourceOptions): Promise<string[]> {
+async function filesOnHub(id: string, options: SourceOptions): Promise<Files> {
   const { revision, say } = options;
   const request = { type: 'dataset', id, revision, say } as const;
   // First the README, which may say what is where, then the split and nothing else.
@@ -82,7 +92,7 @@ async function filesOnHub(id: string, options: SourceOptions): Promise<string[]>
       return files;
     },
   });
-  return files.map((path) => join(directory, path));
+  return { root: directory, paths: files.map((path) => join(directory, path)) };
 }
 
 async function cardIn(directory: string): Promise<Card | undefined> {

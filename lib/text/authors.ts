@@ -15,7 +15,7 @@ export interface SystemRule {
 
 /** The prompt without the header of the answer, then the prompt with each response as a conversation of its own. */
 export function authorsTexts(row: PreferenceRow, roles: readonly Role[], tokenizer: Tokenizer, rule: SystemRule) {
-  const prompt = tokenizer.applyChatTemplate(conversation(row, tokenizer, rule));
+  const prompt = render(row, [], tokenizer, rule);
   return [
     prompt,
     ...roles.map((role) => {
@@ -28,7 +28,19 @@ export function authorsTexts(row: PreferenceRow, roles: readonly Role[], tokeniz
 
 /** The whole conversation, on which the authors fine-tune. */
 export function wholeText(row: PreferenceRow, role: Role, tokenizer: Tokenizer, rule: SystemRule): string {
-  return tokenizer.applyChatTemplate([...conversation(row, tokenizer, rule), toAnswer(row.responses[role]!)]);
+  return render(row, [toAnswer(row.responses[role]!)], tokenizer, rule);
+}
+
+/** A prompt, and what follows it, as text; a refusal says where the system message comes from that the row does not have. */
+function render(row: PreferenceRow, answer: Message[], tokenizer: Tokenizer, rule: SystemRule): string {
+  const turns = conversation(row, tokenizer, rule);
+  try {
+    return tokenizer.applyChatTemplate([...turns, ...answer]);
+  } catch (cause) {
+    if (!(cause instanceof WrpoError) || turns[0]?.content !== '' || turns[0].role !== 'system') throw cause;
+    const whence = 'template_mode authors adds the empty system message; auto_insert_empty_system_msg false does not';
+    throw new WrpoError(cause.code, `${cause.message} (${whence})`, { cause });
+  }
 }
 
 // Their rule as it is: words in the template's source decide, not what the template does.

@@ -47,6 +47,11 @@ export interface EncodeOptions {
   allTokens?: boolean;
   /** One response a row: joins all texts, an EOS behind each, and cuts them into blocks of `maxLength`; `allTokens`. */
   blocks?: boolean;
+  /**
+   * Told of every row in turn: all its ids, and what the limits leave of them (undefined when the row is dropped; with
+   * `blocks` all, since only the end of the last row may be left over).
+   */
+  onRow?: (whole: RowIds, kept: RowIds | undefined) => void;
 }
 
 /** A prompt and, in the order of `roles`, its responses. */
@@ -79,7 +84,8 @@ export async function encodeRows(
     requireIds(parts.prompt, 'prompt', row.where, vocabSize);
     for (const [k, role] of roles.entries()) requireIds(parts.responses[k]!, role, row.where, vocabSize);
     report.read++;
-    way.take(parts, row.where);
+    const kept = way.take(parts, row.where);
+    options.onRow?.(parts, kept);
   }
   report.tokens = store.tokens;
   return report;
@@ -90,7 +96,8 @@ interface Way {
   addSpecialTokens: boolean;
   texts(row: PreferenceRow): string[];
   split(row: PreferenceRow, ids: number[][]): RowIds | Promise<RowIds>;
-  take(row: RowIds, where: string): void;
+  /** Adds what is kept of a row, and returns it. */
+  take(row: RowIds, where: string): RowIds | undefined;
 }
 
 async function wayOf(options: EncodeOptions, store: RowStore, report: EncodeReport): Promise<Way> {
@@ -121,10 +128,11 @@ async function wayOf(options: EncodeOptions, store: RowStore, report: EncodeRepo
     texts: (row) => authorsTexts(row, roles, tokenizer!, rule),
     split: (row, ids) => authorsSplit(row, roles, ids, eos!),
     take(row, where) {
-      const { prompt, responses } = authorsTruncate(row, { maxLength, maxPromptLength, truncationMode });
-      if (prompt.length < row.prompt.length) report.truncatedPrompts++;
-      report.truncated += responses.filter(({ length }, k) => length < row.responses[k]!.length).length;
-      store.add(where, prompt, responses);
+      const kept = authorsTruncate(row, { maxLength, maxPromptLength, truncationMode });
+      if (kept.prompt.length < row.prompt.length) report.truncatedPrompts++;
+      report.truncated += kept.responses.filter(({ length }, k) => length < row.responses[k]!.length).length;
+      store.add(where, kept.prompt, kept.responses);
+      return kept;
     },
   };
 }
@@ -150,34 +158,38 @@ function wholeWay(options: EncodeOptions, store: RowStore, report: EncodeReport)
       if (blocks) {
         blocks.add(ids, where);
         report.leftOver = blocks.leftOver;
-      } else if (Math.min(maxLength, ids.length) < 2) {
-        report.dropped++;
-      } else {
-        if (ids.length > maxLength) report.truncated++;
-        put(ids.slice(0, maxLength), where);
+        return row;
       }
+      if (Math.min(maxLength, ids.length) < 2) {
+        report.dropped++;
+        return undefined;
+      }
+      if (ids.length > maxLength) report.truncated++;
+      put(ids.slice(0, maxLength), where);
+      return { prompt: ids.slice(0, 1), responses: [ids.slice(1, maxLength)] };
     },
   };
 }
 
-/** Adds a row as long as `maxLength` and `maxPromptLength` let it be. */
+/** Adds a row as long as `maxLength` and `maxPromptLength` let it be, and returns that. */
 function keep(
   { prompt, responses }: RowIds,
   where: string,
   options: EncodeOptions,
   store: RowStore,
   report: EncodeReport,
-) {
+): RowIds | undefined {
   const { maxLength, maxPromptLength = maxLength, allTokens } = options;
   const room = maxLength - prompt.length;
   if (room < 1 || prompt.length > maxPromptLength) {
     report.dropped++;
-    return;
+    return undefined;
   }
   report.truncated += responses.filter(({ length }) => length > room).length;
   const cut = responses.map((response) => (response.length > room ? response.slice(0, room) : response));
   if (allTokens) store.add(where, prompt.slice(0, 1), [[...prompt.slice(1), ...cut[0]!]]);
   else store.add(where, prompt, cut);
+  return { prompt, responses: cut };
 }
 
 function requireUsable(row: PreferenceRow, { roles, tokenizer }: EncodeOptions): void {

@@ -24,7 +24,9 @@ interface Native {
 }
 
 interface TokenizerJson {
-  added_tokens?: { id: number; special?: boolean }[];
+  added_tokens?: { id: number; content: string; special?: boolean; lstrip?: boolean; rstrip?: boolean }[];
+  normalizer?: unknown;
+  pre_tokenizer?: unknown;
 }
 
 interface TokenizerConfig {
@@ -49,6 +51,7 @@ export class Tokenizer {
   readonly #native: NativeTokenizer;
   readonly #specials: Readonly<Record<string, string>>;
   readonly #specialIds: ReadonlySet<number>;
+  readonly #separators: ReadonlyMap<number, string>;
   readonly #templateSource: string | undefined;
   #template: ChatTemplate | undefined;
 
@@ -65,6 +68,7 @@ export class Tokenizer {
     this.bosTokenId = this.#idOf('bos_token');
     this.eosTokenId = this.#idOf('eos_token');
     const named = Object.values(files.specials).map((token) => native.tokenToId(token));
+    this.#separators = files.separators;
     this.#specialIds = new Set([...files.specialIds, ...named.filter((id) => id !== null)]);
   }
 
@@ -107,6 +111,14 @@ export class Tokenizer {
   /** Whether an id is a control token (an end of turn, a header) rather than text. */
   isSpecial(id: number): boolean {
     return this.#specialIds.has(id);
+  }
+
+  /**
+   * The text of a special token behind which any text has the ids that it has alone, so that what comes after need not be
+   * tokenised with what came before; undefined for other tokens.
+   */
+  separator(id: number): string | undefined {
+    return this.#separators.get(id);
   }
 
   /** The token ids of a text. Half of a surrogate pair, which no encoding can hold, is read as U+FFFD. */
@@ -165,6 +177,7 @@ export class Tokenizer {
 interface TokenizerFiles {
   json: string;
   specialIds: number[];
+  separators: Map<number, string>;
   specials: Record<string, string>;
   template: string | undefined;
 }
@@ -172,7 +185,7 @@ interface TokenizerFiles {
 async function readTokenizerFiles(dir: string): Promise<TokenizerFiles> {
   const path = (name: string): string => join(dir, name);
   const json = await read(path('tokenizer.json'));
-  const { added_tokens = [] } = parse<TokenizerJson>(json, path('tokenizer.json'));
+  const { added_tokens = [], normalizer, pre_tokenizer } = parse<TokenizerJson>(json, path('tokenizer.json'));
   const config = parse<TokenizerConfig>(await read(path('tokenizer_config.json')), path('tokenizer_config.json'));
   const mapJson = await readIfThere(path('special_tokens_map.json'));
   const map = mapJson === undefined ? {} : parse<object>(mapJson, path('special_tokens_map.json'));
@@ -181,9 +194,21 @@ async function readTokenizerFiles(dir: string): Promise<TokenizerFiles> {
   return {
     json,
     specialIds: added_tokens.filter(({ special }) => special).map(({ id }) => id),
+    separators: new Map(separators(added_tokens, JSON.stringify([normalizer, pre_tokenizer]))),
     specials: Object.fromEntries(Object.entries(named).flatMap(specialToken)),
     template: (await readIfThere(path('chat_template.jinja'))) ?? defaultTemplate(config),
   };
+}
+
+/**
+ * Text is taken apart at special tokens before anything else happens to it. Two kinds of tokenizers still treat the
+ * beginning of a text in a way of its own; and a token may eat the white space beside it.
+ */
+function separators(tokens: Required<TokenizerJson>['added_tokens'], rules: string): [number, string][] {
+  if (/"(Metaspace|Prepend)"/.test(rules)) return [];
+  return tokens.flatMap(({ id, content, special, lstrip, rstrip }) =>
+    special && !lstrip && !rstrip ? [[id, content]] : [],
+  );
 }
 
 /** `bos_token: "<s>"` or `bos_token: {content: "<s>", …}`; what else a configuration holds is none. */

@@ -9,11 +9,15 @@ export class Turns {
   readonly #blank = new Map<number, boolean>();
   /** Where in the tail the turn ends; -1 where no special token ends it. */
   readonly #end: number;
+  /** The rows of which the tokenizer reads each response from the cut on only. */
+  readonly #cut = new WeakSet<PreferenceRow>();
 
   private constructor(
     readonly tokenizer: Tokenizer,
     /** What the template writes behind an answer, up to the header of the next if it writes that too. */
     readonly tail: readonly number[],
+    /** What the template ends every prompt with, from its last special token on, if a text may be cut behind that. */
+    readonly header?: { separator: string; text: string; ids: readonly number[] },
   ) {
     this.#end = tail.findIndex((id) => tokenizer.isSpecial(id));
   }
@@ -28,11 +32,12 @@ export class Turns {
       // A template that refuses these turns will say so for the rows, or accept what they have.
     }
     const at = text.lastIndexOf(answer);
-    return new Turns(tokenizer, at === -1 ? [] : await tokenizer.encode(text.slice(at + answer.length)));
+    const tail = at === -1 ? [] : await tokenizer.encode(text.slice(at + answer.length));
+    return new Turns(tokenizer, tail, at === -1 ? undefined : await headerOf(tokenizer));
   }
 
   /** The prompt up to the answer, then the whole conversation with each response. */
-  texts({ prompt, responses }: PreferenceRow, roles: readonly Role[]): string[] {
+  conversations({ prompt, responses }: PreferenceRow, roles: readonly Role[]): string[] {
     const turns = toMessages(prompt as string | Message[]);
     return [
       this.tokenizer.applyChatTemplate(turns, { addGenerationPrompt: true }),
@@ -40,17 +45,30 @@ export class Turns {
     ];
   }
 
+  /** What of them the tokenizer has to read: behind the prompt's last special token, where that can be told apart. */
+  texts(row: PreferenceRow, roles: readonly Role[]): string[] {
+    const [prompt, ...wholes] = this.conversations(row, roles);
+    if (!this.header || !prompt!.endsWith(this.header.text)) return [prompt!, ...wholes];
+    const cut = prompt!.length - this.header.text.length + this.header.separator.length;
+    const before = prompt!.slice(0, cut);
+    if (!wholes.every((whole) => whole.startsWith(before))) return [prompt!, ...wholes];
+    this.#cut.add(row);
+    return [prompt!, ...wholes.map((whole) => whole.slice(cut))];
+  }
+
   /** The ids of `texts` as a prompt and what follows it in each conversation, ended once. */
-  async split(row: PreferenceRow, roles: readonly Role[], [prompt, ...wholes]: number[][]): Promise<RowIds> {
+  async split(row: PreferenceRow, roles: readonly Role[], [prompt, ...read]: number[][]): Promise<RowIds> {
     const responses: number[][] = [];
+    const before = this.#cut.has(row) ? prompt!.slice(0, prompt!.length - this.header!.ids.length + 1) : [];
     for (const [k, role] of roles.entries()) {
-      const whole = wholes[k]!;
+      const whole = before.length > 0 ? before.concat(read[k]!) : read[k]!;
       const start = lengthOfPrompt(prompt!, whole, role, row.where);
-      if (start === whole.length && toAnswer(row.responses[role]!).content.trim() !== '') {
+      const end = await this.#endOf(whole, start);
+      const response = end === -1 ? [...whole.slice(start), this.#eos()] : whole.slice(start, end);
+      if (response.length === 1 && toAnswer(row.responses[role]!).content.trim() !== '') {
         throw new WrpoError('ERR_DATA', `${row.where}: the chat template writes nothing of "${role}"`);
       }
-      const end = await this.#endOf(whole, start);
-      responses.push(end === -1 ? [...whole.slice(start), this.#eos()] : whole.slice(start, end));
+      responses.push(response);
     }
     return { prompt: prompt!, responses };
   }
@@ -94,6 +112,21 @@ export class Turns {
     this.#blank.set(id, blank);
     return blank;
   }
+}
+
+/** What ends a prompt, from its last special token on, if that separates texts. */
+async function headerOf(tokenizer: Tokenizer): Promise<Turns['header']> {
+  let prompt: string;
+  try {
+    prompt = tokenizer.applyChatTemplate(toMessages('question'), { addGenerationPrompt: true });
+  } catch {
+    return undefined;
+  }
+  const ids = await tokenizer.encode(prompt);
+  const last = ids.lastIndexOf(ids.filter((id) => tokenizer.isSpecial(id)).at(-1) ?? -1);
+  const separator = last === -1 ? undefined : tokenizer.separator(ids[last]!);
+  if (separator === undefined) return undefined;
+  return { separator, text: prompt.slice(prompt.lastIndexOf(separator)), ids: ids.slice(last) };
 }
 
 /** The one turn that a response is. */

@@ -16,13 +16,15 @@ interface Mapped {
 const renamed = (to: string): Mapped => ({ to, read: (value) => ({ [to]: value }) });
 
 const HALF = 'float16 is not computed here; use bf16: true (dtype bfloat16, whose master weights are float32)';
+// To YAML 1.2 yes, no, on and off are words.
+const SWITCH = 'expected true or false';
 const ONE_SET = 'data sets are not mixed here; name one with dataset_name, dataset_config and dataset_train_split';
 
 const MAPPED: Record<string, Mapped> = {
   evaluation_strategy: renamed('evalStrategy'),
   max_seq_length: renamed('maxLength'),
-  bf16: { to: 'dtype', read: (value) => (value === true ? { dtype: 'bfloat16' } : {}) },
-  fp16: { to: 'dtype', read: (value) => (value === true ? HALF : {}) },
+  bf16: { to: 'dtype', read: (value) => (typeof value !== 'boolean' ? SWITCH : value ? { dtype: 'bfloat16' } : {}) },
+  fp16: { to: 'dtype', read: (value) => (typeof value !== 'boolean' ? SWITCH : value ? HALF : {}) },
   torch_dtype: {
     to: 'dtype',
     // float32 weights under bf16 are what our bfloat16 is.

@@ -1,7 +1,7 @@
 /** Everything a run works on, loaded and encoded: the policy, its tokenizer, the reference, the rows. */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
-import { fetchModel, isHubId } from '../data/hub.js';
+import { fetchModel, isHubId, type ModelRequest } from '../data/hub.js';
 import {
   type PreferenceRow,
   type ReadOptions,
@@ -65,16 +65,13 @@ export async function prepare(
 ): Promise<Prepared> {
   const { trainDataset, evalDataset, refModel: reference = args.refModelNameOrPath } = options;
   const roles = rolesOf(args.lossType);
-  const located = await locate(options.model, args, say);
+  // A reference that is another model has revisions of its own.
+  const find = (model: string | Model) =>
+    locate(model, { revision: model === options.model ? args.modelRevision : undefined, say });
+  const located = await find(options.model);
   const source = typeof located === 'string' ? { directory: located, config: readModelConfig(located) } : located;
   const tokenizer = options.tokenizer ?? (await tokenizerOf(source));
-  const encoding: EncodeOptions = {
-    ...{ tokenizer, roles, vocabSize: source.config.vocabSize },
-    ...{ maxLength: args.maxLength, maxPromptLength: args.maxPromptLength, truncationMode: args.truncationMode },
-    ...{ templateMode: args.templateMode, autoInsertEmptySystemMsg: args.autoInsertEmptySystemMsg },
-    allTokens: args.lossType === 'sft' && (readsWholeTexts(args) || args.completionOnlyLoss === false),
-    blocks: args.packing && args.packingStrategy === 'wrapped',
-  };
+  const encoding = { ...encodingOf(args, source.config.vocabSize), tokenizer };
   const encode = async (
     data: string | readonly unknown[],
     key: string,
@@ -92,20 +89,34 @@ export async function prepare(
   const evalSplit =
     evalDataset === undefined
       ? undefined
-      : await encode(evalDataset, 'evalDataset', 'evaluation data', testSplit(args));
+      : await encode(evalDataset, 'evalDataset', 'evaluation data', {
+          // Data of another name have configurations and revisions of their own.
+          ...(evalDataset === trainDataset ? trainSplit(args) : {}),
+          split: args.datasetTestSplit ?? 'test',
+        });
   const model = await open(located, args);
   const resident = usesReference(args.lossType) && reference !== undefined;
-  const refModel = resident ? await open(await locate(reference, args, say), args) : undefined;
+  const refModel = resident ? await open(await find(reference), args) : undefined;
   const fingerprint = await model.fingerprint();
   const referenceFingerprint = refModel ? await refModel.fingerprint() : fingerprint;
   return { model, tokenizer, refModel, roles, fingerprint, referenceFingerprint, train, eval: evalSplit };
 }
 
-/** What of a data set with splits is trained on, and what is held out. */
-export const trainSplit = (args: TrainingArgs): ReadOptions => splitOf(args, args.datasetTrainSplit);
-const testSplit = (args: TrainingArgs): ReadOptions => splitOf(args, args.datasetTestSplit ?? 'test');
-const splitOf = ({ datasetConfig, datasetRevision }: TrainingArgs, split: string): ReadOptions => ({
-  split,
+/** How a run turns rows into ids. */
+export function encodingOf(args: TrainingArgs, vocabSize: number): EncodeOptions {
+  const { lossType, packing, packingStrategy } = args;
+  return {
+    ...{ roles: rolesOf(lossType), vocabSize },
+    ...{ maxLength: args.maxLength, maxPromptLength: args.maxPromptLength, truncationMode: args.truncationMode },
+    ...{ templateMode: args.templateMode, autoInsertEmptySystemMsg: args.autoInsertEmptySystemMsg },
+    allTokens: lossType === 'sft' && (readsWholeTexts(args) || args.completionOnlyLoss === false),
+    blocks: packing && packingStrategy === 'wrapped',
+  };
+}
+
+/** What of a data set with splits is trained on. */
+export const trainSplit = ({ datasetTrainSplit, datasetConfig, datasetRevision }: TrainingArgs): ReadOptions => ({
+  split: datasetTrainSplit,
   config: datasetConfig,
   revision: datasetRevision,
 });
@@ -174,10 +185,10 @@ export async function referenceOf(
   return indices.map((i) => split.reference?.[i] ?? {});
 }
 
-/** A model's directory, fetched if it is a hub id. */
-async function locate(model: string | Model, args: TrainingArgs, say: (line: string) => void): Promise<string | Model> {
+/** A model's directory, fetched if it is a hub id; a model that is loaded stays what it is. */
+export async function locate<M extends string | Model>(model: M, request: ModelRequest): Promise<M | string> {
   if (typeof model !== 'string' || existsSync(model) || !isHubId(model)) return model;
-  return fetchModel(model, { revision: args.modelRevision, say });
+  return fetchModel(model, request);
 }
 
 async function open(model: string | Model, { dtype }: TrainingArgs): Promise<Model> {
@@ -189,7 +200,7 @@ export async function tokenizerOf({ directory }: { directory?: string }): Promis
   return directory && existsSync(join(directory, 'tokenizer.json')) ? Tokenizer.load(directory) : undefined;
 }
 
-/** The rows of a file or of objects in memory; fine-tuning takes the best response a row has as its completion. */
+/** The rows of a file or of objects in memory. */
 async function* readRows(
   source: string | readonly unknown[],
   name: string,
@@ -197,12 +208,14 @@ async function* readRows(
   options: ReadOptions,
 ): AsyncGenerator<PreferenceRow> {
   const rows = typeof source === 'string' ? readPreferences(source, options) : objects(source, name);
-  for await (const row of rows) {
-    const { completion, source_chosen, target_chosen } = row.responses;
-    yield lossType === 'sft'
-      ? { ...row, responses: { completion: completion ?? source_chosen ?? target_chosen } }
-      : row;
-  }
+  for await (const row of rows) yield rowFor(lossType, row);
+}
+
+/** A row as a loss takes it: fine-tuning has the best response of a row as its completion. */
+export function rowFor(lossType: TrainingArgs['lossType'], row: PreferenceRow): PreferenceRow {
+  if (lossType !== 'sft') return row;
+  const { completion, source_chosen, target_chosen } = row.responses;
+  return { ...row, responses: { completion: completion ?? source_chosen ?? target_chosen } };
 }
 
 function* objects(rows: readonly unknown[], name: string): Generator<PreferenceRow> {

@@ -4,6 +4,7 @@
 
 #include "check/case.h"
 #include "model/attention.h"
+#include "model/decoder.h"
 #include "model/head.h"
 
 namespace wrpo::check {
@@ -41,6 +42,38 @@ at::Tensor visibility(const Batch& b) {
 }
 
 }  // namespace
+
+Case linearLayer(int64_t T, int64_t in, int64_t out) {
+  Case c{"linear", text({T, in, out})};
+  c.gemms = true;
+  c.inputs = {normal("x", {T, in}), normal("w", {out, in}, 0.1), normal("dy", {T, out}), wide("dw", {out, in})};
+  c.outputs = {"y", "dx", "dw"};
+  c.forward = {T * in + out * in + T * out, 0};
+  c.backward = {2 * T * (in + out) + out * in, 2 * out * in};
+  c.ours.forward = [](Tensors& t) { linear(t["y"] = at::full_like(t["dy"], NAN), t["x"], t["w"]); };
+  c.ours.backward = [](Tensors& t) {
+    linearInputGradient(t["dx"] = at::full_like(t["x"], NAN), t["dy"], t["w"]);
+    linearWeightGradient(t["dw"], t["dy"], t["x"]);
+  };
+  c.plain.forward = [](Tensors& t) { t["y"] = at::mm(t["x"], t["w"].t()); };
+  c.plain.backward = [](Tensors& t) {
+    t["dx"] = at::mm(t["dy"], t["w"]);
+    t["dw"] = t["dw"] + at::mm(t["dy"].t(), t["x"]);
+  };
+  c.oracle = [=](Reals& v) {
+    auto &x = v["x"], &w = v["w"], &dy = v["dy"], &dw = v["dw"];
+    auto &y = make(v, "y", T * out), &dx = make(v, "dx", T * in);
+    for (int64_t t = 0; t < T; ++t)
+      for (int64_t o = 0; o < out; ++o) {
+        y[t * out + o] = dot(&x[t * in], &w[o * in], in);
+        for (int64_t i = 0; i < in; ++i) {
+          dx[t * in + i] += dy[t * out + o] * w[o * in + i];
+          dw[o * in + i] += dy[t * out + o] * x[t * in + i];
+        }
+      }
+  };
+  return c;
+}
 
 Case attention(const char* layout, const Batch& batch, int64_t heads, int64_t kvHeads, int64_t d, bool promptQueries) {
   ModelConfig config{};

@@ -1,5 +1,5 @@
-// Blocks of b [256, 512] and of a [96, 256] are copied into the order in which the inner loop reads them and stay in the
-// level-2 cache; the inner loop keeps a 12 x 32 tile of c in 24 of the 32 vector registers.
+// Blocks of b [256, 512] and of a [96, 256] are copied into the order in which the inner loop reads them and stay in
+// the level-2 cache; the inner loop keeps a 12 x 32 tile of c in 24 of the 32 vector registers.
 #include "kernels/gemm.h"
 
 #include <ATen/Parallel.h>

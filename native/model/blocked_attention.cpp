@@ -80,7 +80,8 @@ void forSegments(const Batch& b, int64_t g, bool promptQueries, const Body& body
   int64_t first = b.promptOffsets[g], rows = b.promptOffsets[g + 1] - first;
   if (promptQueries) body(Segment{first, rows, 0, 0});
   for (int64_t k = b.groupOffsets[g]; k < b.groupOffsets[g + 1]; ++k)
-    body(Segment{b.promptTokens() + b.responseOffsets[k], b.responseOffsets[k + 1] - b.responseOffsets[k], first, rows});
+    body(
+        Segment{b.promptTokens() + b.responseOffsets[k], b.responseOffsets[k + 1] - b.responseOffsets[k], first, rows});
 }
 
 // One block of query rows of one head against the keys of [prompt, own segment up to the block's end].
@@ -140,8 +141,7 @@ void blockedAttentionForward(const ModelConfig& c, const Batch& batch, const at:
                     data<float>(lse) + block.row() * c.heads + h, c.heads);
         float* to = data<float>(out) + block.row() * ldOut + h * d;
         block.forKeys([&](int64_t key, int64_t n, int64_t column) {
-          sgemmSerial(block.rows, d, n, {scores + column, block.ld(), 1}, {v + key * ld, ld, 1}, to, ldOut,
-                      column > 0);
+          sgemmSerial(block.rows, d, n, {scores + column, block.ld(), 1}, {v + key * ld, ld, 1}, to, ldOut, column > 0);
         });
         divideRows(to, ldOut, block.rows, d, sums);
       });

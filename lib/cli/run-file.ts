@@ -1,0 +1,90 @@
+/** Run files, and options that override their keys. */
+import { readFileSync } from 'node:fs';
+import { isMap, isScalar, LineCounter, parse, parseDocument, YAMLParseError } from 'yaml';
+import { WrpoError } from '../errors.js';
+import { readKeys } from '../train/args.js';
+import { camel } from '../train/compat.js';
+
+const COMMAND_LINE = 'command line';
+
+export interface RunInput {
+  /** Our arguments as they were given, not yet checked. */
+  input: Record<string, unknown>;
+  /** Where a key stands, for errors. */
+  where(key?: string): string;
+  /** Whether the file holds keys of other trainers. */
+  foreign: boolean;
+}
+
+/** The arguments of a run file, if there is one, and those of the command line over them; `say` takes notices. */
+export function readRun(
+  config: string | undefined,
+  options: Record<string, unknown>,
+  say: (line: string) => void,
+): RunInput {
+  const file = config === undefined ? { values: {}, where: () => COMMAND_LINE } : readRunFile(config);
+  const overrides = readKeys(options, COMMAND_LINE, say);
+  const overridden = new Set([...Object.keys(options).map(camel), ...Object.keys(overrides)]);
+  let foreign = false;
+  const notice = (line: string) => {
+    foreign = true;
+    say(line);
+  };
+  const input = { ...readKeys(file.values, file.where, notice, overridden), ...overrides };
+  const where = (key?: string) => (key !== undefined && overridden.has(camel(key)) ? COMMAND_LINE : file.where(key));
+  return { input, where, foreign };
+}
+
+interface RunFile {
+  values: Record<string, unknown>;
+  /** The file, with the line of a key. */
+  where(key?: string): string;
+}
+
+function readRunFile(path: string): RunFile {
+  let text: string;
+  try {
+    text = readFileSync(path, 'utf8');
+  } catch (cause) {
+    throw new WrpoError('ERR_CONFIG', `cannot read the run file ${path}`, { cause });
+  }
+  const values = parseYaml(text, path);
+  if (typeof values !== 'object' || values === null || Array.isArray(values)) {
+    throw new WrpoError('ERR_CONFIG', `${path} must hold keys and values`);
+  }
+  const counter = new LineCounter();
+  const { contents } = parseDocument(text, { lineCounter: counter });
+  const lines = new Map<string, number>();
+  for (const { key } of isMap(contents) ? contents.items : []) {
+    if (isScalar(key) && key.range) lines.set(camel(String(key.value)), counter.linePos(key.range[0]).line);
+  }
+  const where = (key?: string) => {
+    const line = key === undefined ? undefined : lines.get(camel(key));
+    return line === undefined ? path : `${path} line ${line}`;
+  };
+  return { values: values as Record<string, unknown>, where };
+}
+
+function parseYaml(text: string, where: string): unknown {
+  try {
+    return parse(text);
+  } catch (cause) {
+    // The first line says what and where; the others draw it.
+    const message = cause instanceof YAMLParseError ? cause.message.split('\n')[0]!.replace(/:$/, '') : String(cause);
+    throw new WrpoError('ERR_CONFIG', `${where}: ${message}`, { cause });
+  }
+}
+
+/** `--learning_rate 1e-6`, `--learning-rate=1e-6`, `--shuffle` (true): values as YAML would read them. */
+export function parseOverrides(rest: string[]): Record<string, unknown> {
+  const values: Record<string, unknown> = {};
+  for (let i = 0; i < rest.length; i++) {
+    const match = /^--([a-zA-Z][\w-]*)(?:=(.*))?$/s.exec(rest[i]!);
+    if (!match) throw new WrpoError('ERR_CONFIG', `unexpected argument "${rest[i]}": expected --key value`);
+    const key = match[1]!.replaceAll('-', '_');
+    let text = match[2];
+    if (text === undefined && i + 1 < rest.length && !rest[i + 1]!.startsWith('--')) text = rest[++i];
+    values[key] = text === undefined ? true : parseYaml(text, `${COMMAND_LINE}: --${match[1]} "${text}"`);
+  }
+  return values;
+}
