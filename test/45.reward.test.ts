@@ -582,6 +582,15 @@ describe('text and the command', () => {
     expect(readdirSync(path()).filter((file) => file.startsWith(name))).toEqual([]);
   });
 
+  it('a line that is no JSON, and a file without rows', async () => {
+    const broken = path('broken.jsonl');
+    const score = () => fail(['score', '--model', directory, '--data', broken], 1);
+    writeFileSync(broken, '{"prompt": "a", "response": "b"}\n{"prompt"\n');
+    expect(await score()).toMatch(/broken\.jsonl line 2/);
+    writeFileSync(broken, '');
+    expect(await score()).toMatch(/broken\.jsonl: holds no rows/);
+  });
+
   it('models and templates that cannot', async () => {
     const data = writeRows(path('one.jsonl'), [{ prompt: 'a', response: 'b' }]);
     const score = (model: string, ...more: string[]) => fail(['score', '--model', model, '--data', data, ...more], 1);

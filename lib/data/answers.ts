@@ -18,9 +18,15 @@ export interface AnswerRow {
  * `{prompt, response}`, or preference rows. Throws ERR_DATA naming the file and row of what cannot be read, and when
  * there is nothing to read.
  */
-export async function* readAnswers(source: string, options: SourceOptions = {}): AsyncGenerator<AnswerRow> {
+export async function* readAnswers(
+  source: string,
+  options: Omit<SourceOptions, 'onFault'> = {},
+): AsyncGenerator<AnswerRow> {
+  const onFault = (error: unknown): never => {
+    throw error;
+  };
   let rows = 0;
-  for await (const { value, where } of readSource(source, options, columnsOf)) {
+  for await (const { value, where } of readSource(source, { ...options, onFault }, columnsOf)) {
     rows++;
     yield toAnswerRow(value, where);
   }
