@@ -8,12 +8,13 @@ namespace wrpo {
 namespace {
 
 ModelConfig parseConfig(Napi::Object o) {
-  auto whole = [&](const char* key) {
-    double n = number(o, key);
+  auto wholeOf = [](Napi::Object from, const char* key) {
+    double n = number(from, key);
     if (!(n >= 1 && n <= 1e12 && n == std::floor(n)))
       fail("ERR_MODEL", std::string(key) + " must be a positive whole number");
     return int64_t(n);
   };
+  auto whole = [&](const char* key) { return wholeOf(o, key); };
   ModelConfig c{whole("vocabSize"),
                 whole("hiddenSize"),
                 whole("layers"),
@@ -35,6 +36,11 @@ ModelConfig parseConfig(Napi::Object o) {
             number(r, "lowFrequencyFactor"),
             number(r, "highFrequencyFactor"),
             number(r, "originalMaxPosition")};
+  if (o.Get("rewardHead").IsObject()) {
+    auto head = o.Get("rewardHead").As<Napi::Object>();
+    c.reward = {wholeOf(head, "objectives"), wholeOf(head, "gatingHidden"), wholeOf(head, "gatingLayers"),
+                number(head, "temperature")};
+  }
   return c;
 }
 
@@ -106,6 +112,7 @@ Napi::Function ModelHandle::define(Napi::Env env) {
                          InstanceMethod("initialize", &ModelHandle::initialize),
                          InstanceMethod("logProbs", &ModelHandle::logProbs),
                          InstanceMethod("accumulate", &ModelHandle::accumulate),
+                         InstanceMethod("score", &ModelHandle::score),
                          InstanceMethod("parameters", &ModelHandle::parameters),
                          InstanceMethod("gradients", &ModelHandle::gradients),
                          InstanceMethod("zeroGradients", &ModelHandle::zeroGradients),
@@ -185,6 +192,22 @@ Napi::Value ModelHandle::accumulate(const Napi::CallbackInfo& info) {
               o.Set("counts", toJs(env, r.counts));
               o.Set("losses", toJs(env, r.losses));
               o.Set("margins", toJs(env, r.margins));
+              return o;
+            });
+  });
+}
+
+Napi::Value ModelHandle::score(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    auto batch = std::make_shared<Batch>(parseBatch(info[0]));
+    return engine(info.Env())
+        .run(
+            info.Env(), Value(), [m = model(), batch] { return m->score(*batch); },
+            [](Napi::Env env, const Scores& r) -> Napi::Value {
+              auto o = Napi::Object::New(env);
+              o.Set("scores", toJs(env, r.scores));
+              o.Set("rewards", toJs(env, r.rewards));
+              o.Set("gates", toJs(env, r.gates));
               return o;
             });
   });

@@ -16,6 +16,7 @@ import {
 } from '../native/addon.js';
 import { loadNative } from '../native/load.js';
 import { type ModelConfig, parseModelConfig, readModelConfig } from './config.js';
+import { packConversations, placeConversations, type Score, type ScoreOptions, scoresOf } from './reward.js';
 import { loadTensors, readModelTensors, type StoredTensor, saveModel } from './safetensors.js';
 
 export interface ModelOptions {
@@ -91,6 +92,21 @@ export class Model {
   /** Forward, loss and backward of a packed batch with contests: adds to the gradients. */
   accumulate(batch: Batch, options: { objective: ContestForm; normalizer: number }): Promise<Accumulated> {
     return callNative(() => this.handle.accumulate(batch, options));
+  }
+
+  /**
+   * The reward of every conversation (token ids, its last token included), by a reward model; neither their order nor
+   * what else is scored with them matters beyond rounding. Throws ERR_MODEL for a language model, ERR_DATA naming a
+   * conversation that is empty, has an id the model does not have or no gating position.
+   */
+  async score(conversations: readonly ArrayLike<number>[], options: ScoreOptions = {}): Promise<Score[]> {
+    const scores: Score[] = [];
+    const placed = placeConversations(conversations, this.config, options, this.directory);
+    for (const batch of packConversations(placed, options.microbatchTokens)) {
+      const names = placed.slice(scores.length).map(({ where }) => where);
+      scores.push(...scoresOf(await callNative(() => this.handle.score(batch)), names));
+    }
+    return scores;
   }
 
   /**
