@@ -16,7 +16,7 @@ import { WrpoError } from '../errors.js';
 import { readModelConfig } from '../model/config.js';
 import { type EncodedRow, encodeRows } from '../text/encode.js';
 import { Tokenizer } from '../text/tokenizer.js';
-import { fittingLoss, type LossType, rolesOf } from '../train/objective.js';
+import { fittingLoss, type LossType, type NamedObjective, rolesOf } from '../train/objective.js';
 import { print } from './data-view.js';
 import { writeOut } from './stdout.js';
 
@@ -109,7 +109,7 @@ async function examine(
   let shown: string | undefined;
 
   const take = async (slice: (PreferenceRow | WrpoError)[]) => {
-    const roles = rolesOf(report.lossType ?? 'wrpo');
+    const roles = rolesOf({ lossType: report.lossType ?? 'wrpo' } as NamedObjective);
     const common = { tokenizer, roles, vocabSize, templateMode };
     const free = { ...common, maxLength: Number.MAX_SAFE_INTEGER };
     const readable = slice.filter((row) => !(row instanceof WrpoError)) as PreferenceRow[];

@@ -55,9 +55,7 @@ program
   .requiredOption('--model <dir>', 'model directory, of which config.json and the tokenizer are read')
   .addOption(
     new Option('--loss-type <name>', 'whose responses are needed; default: what the first row has').choices([
-      'wrpo',
-      'sigmoid',
-      'sft',
+      ...['wrpo', 'wrpo_simpo', 'wrpo_ipo', 'wrpo_ls', 'sigmoid', 'simpo', 'ipo', 'authors_sigmoid', 'sft'],
     ]),
   )
   .option('--max-length <tokens>', 'prompt and response together', count, 2048)

@@ -3,7 +3,14 @@ import { readFileSync, statSync } from 'node:fs';
 import { isMap, isScalar, LineCounter, parse, parseDocument, YAMLParseError } from 'yaml';
 import { readPreferences } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
-import { evaluates, readKeys, resolveArgs, type TrainingArgs, type TrainingArgsInput } from '../train/args.js';
+import {
+  evaluates,
+  lossOfKeys,
+  readKeys,
+  resolveArgs,
+  type TrainingArgs,
+  type TrainingArgsInput,
+} from '../train/args.js';
 import { camel, OTHER_DEFAULTS, snake } from '../train/compat.js';
 import type { Metrics } from '../train/metrics.js';
 import { fittingLoss } from '../train/objective.js';
@@ -59,6 +66,9 @@ async function readInput(command: 'train' | 'sft', config: string, rest: string[
   const options = parseOverrides(rest);
   const overrides = readKeys(options, COMMAND_LINE, say);
   const overridden = new Set([...Object.keys(options).map(camel), ...Object.keys(overrides)]);
+  // Two names of one thing.
+  if (overridden.has('simpoGamma')) overridden.add('gammaBetaRatio');
+  else if (overridden.has('gammaBetaRatio')) overridden.add('simpoGamma');
   let foreign = false;
   const notice = (line: string) => {
     foreign = true;
@@ -77,7 +87,7 @@ async function readInput(command: 'train' | 'sft', config: string, rest: string[
   }
   const where = (key?: string) => (key !== undefined && overridden.has(camel(key)) ? COMMAND_LINE : file.where(key));
   const args = resolveArgs(input, where);
-  if (asked === undefined && command === 'train' && args.datasetName !== undefined) {
+  if (asked === undefined && lossOfKeys(input) === undefined && command === 'train' && args.datasetName !== undefined) {
     const fitting = await lossOf(args.datasetName, args);
     // What "sigmoid" means in the authors' files is another loss.
     input.lossType = fitting === 'sigmoid' ? 'dpo' : fitting;
@@ -90,6 +100,7 @@ async function readInput(command: 'train' | 'sft', config: string, rest: string[
 /** A file for another trainer counts on that one's defaults. */
 function sayDefaults(config: string, input: Record<string, unknown>): void {
   const meant = (name: string) => {
+    if (input.preset !== undefined && (name === 'beta' || name === 'learningRate')) return false;
     if (name === 'beta') return input.lossType !== 'sft';
     return name !== 'warmupRatio' || input.warmupSteps === undefined;
   };

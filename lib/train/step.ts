@@ -4,10 +4,9 @@ import type { Role } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
 import type { EncodedRow } from '../text/encode.js';
 import type { TrainingArgs } from './args.js';
-import { countResponseTokens, countTokens, type Example } from './metrics.js';
-import { contestsOf, formOf, type Objective, usesReference } from './objective.js';
+import { countResponseTokens, countTokens, type Example, logProbsOfRow } from './metrics.js';
+import { lossOf, type Terms } from './objective.js';
 import { type Prepared, referenceOf } from './prepare.js';
-import type { ReferenceColumn } from './reference.js';
 
 export interface AccumulatedBatch {
   examples: Example[];
@@ -22,7 +21,7 @@ export interface AccumulatedBatch {
 export async function accumulateBatch(
   run: Prepared,
   indices: readonly number[],
-  objective: Objective,
+  terms: Terms,
   args: TrainingArgs,
   step: number,
   signal?: AbortSignal,
@@ -30,8 +29,7 @@ export async function accumulateBatch(
   const { model, roles, train } = run;
   const batch = indices.map((i) => train.rows[i]!);
   const tokensOf = (count: typeof countTokens) => batch.reduce((sum, row) => sum + count(row, roles), 0);
-  const normalizer = objective.lossType === 'sft' ? tokensOf(countResponseTokens) : batch.length;
-  const contests = contestsOf(objective);
+  const normalizer = terms.perToken ? tokensOf(countResponseTokens) : batch.length;
   const examples: Example[] = [];
   for (const part of splitMicrobatches(batch, roles, args.microbatchTokens)) {
     if (signal?.aborted) {
@@ -40,19 +38,37 @@ export async function accumulateBatch(
     }
     const taken = indices.slice(examples.length, examples.length + part.length);
     const reference = await referenceOf(run, train, part, taken, args.sharePrompt);
-    const packed = withContests(packRows(part, roles, { sharePrompt: args.sharePrompt }), contests);
-    if (usesReference(objective.lossType)) {
-      packed.reference = Float64Array.from(reference.flatMap((row) => roles.map((role) => row[role]!)));
-    }
-    const accumulated = model.accumulate(packed, { objective: formOf(objective), normalizer });
-    const { logps, losses } = await naming(accumulated, step, part);
-    const done = part.map((row, i) => ({
-      loss: losses[i]!,
-      tokens: countResponseTokens(row, roles),
-      logps: Object.fromEntries(roles.map((role, k) => [role, logps[i * roles.length + k]!])),
-      reference: reference[i]!,
-    }));
-    if (step === 0 && usesReference(objective.lossType) && !run.refModel) checkStart(done, part, args);
+    const packed = packRows(part, roles, { sharePrompt: args.sharePrompt });
+    const examplesOf = (logps: ArrayLike<number>, lossAt: (i: number) => number): Example[] =>
+      part.map((row, i) => {
+        const own = Object.fromEntries(roles.map((role, k) => [role, logps[i * roles.length + k]!]));
+        return { ...logProbsOfRow(row, roles, own, reference[i]!), loss: lossAt(i) };
+      });
+    const accumulate = async (): Promise<Example[]> => {
+      if (terms.loss) {
+        // A loss of the caller's own in two passes: log-probs, its derivatives at them, then the gradient.
+        const { sums } = await model.logProbs(packed);
+        const outcomes = examplesOf(sums, () => 0).map((prompt) => lossOf(terms, prompt));
+        const dLossDLogp = outcomes.flatMap(({ gradients }) => roles.map((role) => gradients[role] ?? 0));
+        await model.accumulate(packed, { objective: { form: 'gradients', dLossDLogp }, normalizer });
+        const done = examplesOf(sums, (i) => outcomes[i]!.loss);
+        for (const { loss } of done) {
+          if (!Number.isFinite(loss)) throw new WrpoError('ERR_NON_FINITE', `the objective's loss is ${loss}`);
+        }
+        return done;
+      }
+      const batch = withContests(packed, terms.contests);
+      if (terms.reference) {
+        batch.reference = Float64Array.from(reference.flatMap((row) => roles.map((role) => row[role]!)));
+      }
+      const { logps, losses } = await model.accumulate(batch, { objective: terms.form, normalizer });
+      const { contests } = terms;
+      return examplesOf(logps, (i) =>
+        contests.reduce((sum, { weight }, q) => sum + weight * losses[i * contests.length + q]!, 0),
+      );
+    };
+    const done = await naming(accumulate(), step, part);
+    if (step === 0 && terms.reference && !run.refModel) checkStart(done, part, args);
     examples.push(...done);
   }
   return { examples, tokens: tokensOf(countTokens) };
@@ -73,9 +89,9 @@ export async function naming<T>(promise: Promise<T>, step: number, rows: readonl
 /** Before the first update the policy is its own reference: every log-ratio must be 0 to rounding, and the loss ln 2. */
 function checkStart(examples: Example[], rows: EncodedRow[], { dtype }: TrainingArgs): void {
   const tolerance = dtype === 'bfloat16' ? 2e-2 : 1e-4;
-  for (const [i, { logps, reference }] of examples.entries()) {
-    for (const [role, value] of Object.entries(logps) as [Role, number][]) {
-      const difference = Math.abs(value - (reference as ReferenceColumn[number])[role]!);
+  for (const [i, { policy, reference }] of examples.entries()) {
+    for (const [role, value] of Object.entries(policy) as [Role, number][]) {
+      const difference = Math.abs(value - reference[role]);
       if (difference <= tolerance * Math.max(1, Math.abs(value))) continue;
       throw new WrpoError(
         'ERR_INTERNAL',
