@@ -250,8 +250,9 @@ function withDefaults(given: Record<string, unknown>, where: Where): Record<stri
   const name = given.preset as string | undefined;
   const preset = name === undefined ? {} : PRESETS[name];
   if (preset === undefined) {
-    const near = nearest(String(name), Object.keys(PRESETS)) ?? Object.keys(PRESETS).join(', ');
-    throw new WrpoError('ERR_CONFIG', `${at(where, 'preset')}: unknown preset "${name}"; did you mean "${near}"?`);
+    const near = nearest(String(name), Object.keys(PRESETS));
+    const hint = near === undefined ? `expected ${Object.keys(PRESETS).join(', ')}` : `did you mean "${near}"?`;
+    throw new WrpoError('ERR_CONFIG', `${at(where, 'preset')}: unknown preset "${name}"; ${hint}`);
   }
   const lossType = given.lossType ?? preset.lossType ?? lossOfKeys(given);
   return { ...LOSS_DEFAULTS[String(lossType)], ...preset, lossType, ...given };

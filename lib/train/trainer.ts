@@ -292,9 +292,9 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   #resumeKey({ fingerprint, referenceFingerprint, train }: Prepared, total: number): ResumeKey {
     const { args } = this;
     return {
-      ...Object.fromEntries(RESUME_ARGS.map((name) => [name, args[name] ?? 'default'])),
       // As far as it can be seen from outside.
-      'the objective': createHash('sha256').update(sourceOf(this.#options.objective)).digest('hex'),
+      'the objective': createHash('sha256').update(sourceOf(this.#options.objective)).digest('hex').slice(0, 16),
+      ...Object.fromEntries(RESUME_ARGS.map((name) => [name, args[name] ?? 'default'])),
       'the global batch': args.perDeviceTrainBatchSize * args.gradientAccumulationSteps,
       // After the settings that they follow from, so that an error names the cause.
       'the initial model': fingerprint,
