@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import type { Role } from '../lib/data/preferences.ts';
-import { type Columns, type Objective, preferenceLoss, rolesOf } from '../lib/train/objective.ts';
+import { type Columns, type NamedObjective, type Objective, preferenceLoss, rolesOf } from '../lib/train/objective.ts';
 import { expectSentence, expectWithin, maxAbsDifference } from './support.ts';
 import { FIXTURES } from './training.ts';
 
@@ -121,25 +121,35 @@ describe('autograd', () => {
 const logProb = fc.double({ min: -400, max: 0, noNaN: true });
 const contests = fc.integer({ min: 1, max: 4 }).chain((count) => {
   const column = fc.array(logProb, { minLength: count, maxLength: count });
-  const table = fc.record({ source_chosen: column, target_chosen: column, rejected: column });
-  return fc.record({ policy: table, reference: table });
+  const roles = { source_chosen: column, target_chosen: column, rejected: column, source_rejected: column };
+  const length = fc.array(fc.integer({ min: 1, max: 400 }), { minLength: count, maxLength: count });
+  const lengths = { source_chosen: length, target_chosen: length, rejected: length, source_rejected: length };
+  return fc.record({ policy: fc.record(roles), reference: fc.record(roles), lengths: fc.record(lengths) });
 });
 const beta = fc.double({ min: 0.001, max: 2, noNaN: true });
 const fraction = fc.double({ min: 0, max: 1, noNaN: true });
 
 describe('properties', () => {
-  it('alpha 0 is the sigmoid loss', () => {
+  it.each<[NamedObjective['lossType'], NamedObjective['lossType']]>([
+    ['wrpo', 'sigmoid'],
+    ['wrpo_ls', 'sigmoid'],
+    ['wrpo_simpo', 'simpo'],
+    ['wrpo_ipo', 'ipo'],
+  ])('%s with alpha 0 is %s', (weighted, plain) => {
     fc.assert(
-      fc.property(contests, beta, fraction, (input, beta, labelSmoothing) => {
-        const wrpo = preferenceLoss(input, { lossType: 'wrpo', beta, alpha: 0, labelSmoothing });
-        const sigmoid = preferenceLoss(input, { lossType: 'sigmoid', beta, labelSmoothing });
+      fc.property(contests, beta, fraction, (input, beta, fraction) => {
+        // Of the fields, each takes those it has.
+        const fields = { beta, labelSmoothing: fraction, sftWeight: fraction };
+        const wrpo = preferenceLoss(input, { lossType: weighted, alpha: 0, ...fields } as NamedObjective);
+        const sigmoid = preferenceLoss(input, { lossType: plain, ...fields } as NamedObjective);
         const scale = 1 + Math.abs(sigmoid.loss);
         expectWithin(Math.abs(wrpo.loss - sigmoid.loss), 1e-12 * scale);
         expectWithin(maxAbsDifference(wrpo.losses, sigmoid.losses), 4e-12 * scale);
         for (const role of rolesOf({ lossType: 'sigmoid', beta })) {
           expectWithin(maxAbsDifference(wrpo.gradients[role]!, sigmoid.gradients[role]!), 1e-12);
         }
-        expect(wrpo.gradients.source_chosen!.every((g) => g === 0)).toBe(true);
+        for (const role of ['source_chosen', 'source_rejected'] as const)
+          expect(wrpo.gradients[role]?.every((g) => g === 0) ?? true).toBe(true);
       }),
     );
   });

@@ -351,10 +351,42 @@ describe('an objective of the caller’s own', () => {
     await expectFailure(
       () => train({}, { trainDataset, evalDataset: trainDataset, objective: nan }),
       'ERR_NON_FINITE',
-      /stopped at step 1, before its update: the objective's loss is NaN \(trainDataset\[0\]\)/,
+      /stopped at step 1, before its update: the objective's loss or gradient is NaN \(trainDataset\[0\]\)/,
     );
     for (const stray of [{ lossType: 'wrpo' }, { preset: 'table6/dpo' }, { beta: 1 }, { simpoGamma: 1 }] as const) {
       await expectFailure(() => train(stray, { objective: dpo }), 'ERR_CONFIG', /has no meaning beside.*"objective"/);
     }
+  });
+
+  it('has the same roles at every alpha, in whatever order, and gradients of these alone', async () => {
+    const other = { ...dpo, loss: () => ({ loss: 0, gradients: { source_chosen: 1 } }) } as Objective;
+    await expectFailure(
+      () => train({}, { objective: other }),
+      'ERR_CONFIG',
+      /name "source_chosen"; its roles are target_/,
+    );
+    const turned = await train(args, {
+      objective: ({ alpha }) => ({
+        beta: 0.1,
+        contests: [
+          {
+            weight: 1,
+            coefficients: alpha < 0.2 ? { rejected: -1, target_chosen: 1 } : { target_chosen: 1, rejected: -1 },
+          },
+        ],
+      }),
+    });
+    const straight = await train({ dtype: 'float64', lossType: 'sigmoid', beta: 0.1 });
+    for (const [i, { loss }] of straight.steps.entries()) expectWithin(Math.abs(turned.steps[i]!.loss! - loss!), 1e-12);
+    const late: TrainerOptions['objective'] = ({ alpha }) => ({
+      beta: 0.1,
+      contests: [
+        {
+          weight: 1,
+          coefficients: alpha < 0.2 ? { source_chosen: 1, rejected: -1 } : { target_chosen: 1, rejected: -1 },
+        },
+      ],
+    });
+    await expectFailure(() => train(args, { objective: late }), 'ERR_CONFIG', /a contest names "source_chosen"/);
   });
 });

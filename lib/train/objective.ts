@@ -112,6 +112,7 @@ export interface Terms {
 
 const PLAIN = { form: 'sigmoid', beta: 1, gamma: 0, labelSmoothing: 0, lengthNormalized: false, sftWeight: 0 } as const;
 
+/** Settles an objective of whichever kind. */
 export function termsOf(objective: Objective): Terms {
   if ('loss' in objective) {
     const { roles, loss, reference = true, beta = 1 } = objective;
@@ -127,15 +128,11 @@ export function termsOf(objective: Objective): Terms {
   const o = { ...NEUTRAL, ...known(objective) };
   const { form, lengthNormalized = form === 'ipo' && o.ipoNormalization === 'token_mean', ...line } = TABLE[lossType];
   const contests = line.contests(o).map((coefficients, _, all) => ({ weight: 1 / all.length, coefficients }));
-  return {
-    ...termsOf({ contests, beta: o.beta, reference: line.reference }),
-    form: {
-      ...{ form, beta: o.beta, gamma: o.simpoGamma, labelSmoothing: o.labelSmoothing, lengthNormalized },
-      sftWeight: o.sftWeight,
-    },
-    perToken: lossType === 'sft',
-  };
+  const { beta, simpoGamma: gamma, labelSmoothing, sftWeight } = o;
+  const scalars = { form, beta, gamma, labelSmoothing, lengthNormalized, sftWeight };
+  return { ...termsOf({ ...scalars, contests, reference: line.reference }), perToken: lossType === 'sft' };
 }
+
 const NEUTRAL = {
   beta: 1,
   alpha: 0,
@@ -214,7 +211,7 @@ export interface PreferenceLoss {
   loss: number;
   /** Per prompt. */
   losses: Float64Array;
-  /** z of each prompt. */
+  /** z of each prompt; NaN where a function stands for the contests. */
   margins: Float64Array;
   /** d(mean loss) / d(policy log-prob), in the same columns. */
   gradients: Partial<Record<Role, Float64Array>>;

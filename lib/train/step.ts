@@ -1,12 +1,14 @@
 /** One global batch: packed into micro-batches, accumulated. */
-import { packRows, splitMicrobatches, withContests } from '../data/pack.js';
+import { type PackedBatch, packRows, splitMicrobatches, withContests } from '../data/pack.js';
 import type { Role } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
+import type { Model } from '../model/model.js';
 import type { EncodedRow } from '../text/encode.js';
 import type { TrainingArgs } from './args.js';
 import { countResponseTokens, countTokens, type Example, logProbsOfRow } from './metrics.js';
-import { lossOf, type Terms } from './objective.js';
+import { lossOf, type PromptLogProbs, type Terms } from './objective.js';
 import { type Prepared, referenceOf } from './prepare.js';
+import type { ReferenceColumn } from './reference.js';
 
 export interface AccumulatedBatch {
   examples: Example[];
@@ -39,40 +41,69 @@ export async function accumulateBatch(
     const taken = indices.slice(examples.length, examples.length + part.length);
     const reference = await referenceOf(run, train, part, taken, args.sharePrompt);
     const packed = packRows(part, roles, { sharePrompt: args.sharePrompt });
-    const examplesOf = (logps: ArrayLike<number>, lossAt: (i: number) => number): Example[] =>
-      part.map((row, i) => {
-        const own = Object.fromEntries(roles.map((role, k) => [role, logps[i * roles.length + k]!]));
-        return { ...logProbsOfRow(row, roles, own, reference[i]!), loss: lossAt(i) };
-      });
-    const accumulate = async (): Promise<Example[]> => {
-      if (terms.loss) {
-        // A loss of the caller's own in two passes: log-probs, its derivatives at them, then the gradient.
-        const { sums } = await model.logProbs(packed);
-        const outcomes = examplesOf(sums, () => 0).map((prompt) => lossOf(terms, prompt));
-        const dLossDLogp = outcomes.flatMap(({ gradients }) => roles.map((role) => gradients[role] ?? 0));
-        await model.accumulate(packed, { objective: { form: 'gradients', dLossDLogp }, normalizer });
-        const done = examplesOf(sums, (i) => outcomes[i]!.loss);
-        for (const { loss } of done) {
-          if (!Number.isFinite(loss)) throw new WrpoError('ERR_NON_FINITE', `the objective's loss is ${loss}`);
-        }
-        return done;
-      }
-      const batch = withContests(packed, terms.contests);
-      if (terms.reference) {
-        batch.reference = Float64Array.from(reference.flatMap((row) => roles.map((role) => row[role]!)));
-      }
-      const { logps, losses } = await model.accumulate(batch, { objective: terms.form, normalizer });
-      const { contests } = terms;
-      return examplesOf(logps, (i) =>
-        contests.reduce((sum, { weight }, q) => sum + weight * losses[i * contests.length + q]!, 0),
-      );
-    };
-    const done = await naming(accumulate(), step, part);
+    const accumulate = terms.loss ? accumulateFunction : accumulateContests;
+    const done = await naming(accumulate(model, packed, reference, terms, normalizer), step, part);
     if (step === 0 && terms.reference && !run.refModel) checkStart(done, part, args);
     examples.push(...done);
   }
   return { examples, tokens: tokensOf(countTokens) };
 }
+
+/** The contests of a micro-batch in one pass, which computes log-probs, losses and gradients. */
+async function accumulateContests(
+  model: Model,
+  packed: PackedBatch,
+  reference: ReferenceColumn,
+  { contests, form, reference: compares }: Terms,
+  normalizer: number,
+): Promise<Example[]> {
+  const batch = withContests(packed, contests);
+  const each = rolesIn(packed);
+  if (compares) batch.reference = Float64Array.from(reference.flatMap((row) => each.map((role) => row[role]!)));
+  const { logps, losses } = await model.accumulate(batch, { objective: form, normalizer });
+  return promptsOf(packed, logps, reference).map((prompt, i) => ({
+    ...prompt,
+    loss: contests.reduce((sum, { weight }, q) => sum + weight * losses[i * contests.length + q]!, 0),
+  }));
+}
+
+/** A loss of the caller's own in two: log-probs, and at its derivatives there the gradients. */
+async function accumulateFunction(
+  model: Model,
+  packed: PackedBatch,
+  reference: ReferenceColumn,
+  terms: Terms,
+  normalizer: number,
+): Promise<Example[]> {
+  const { sums } = await model.logProbs(packed);
+  const prompts = promptsOf(packed, sums, reference);
+  const outcomes = prompts.map((prompt) => lossOf(terms, prompt));
+  const each = rolesIn(packed);
+  const stray = outcomes
+    .flatMap(({ gradients }) => Object.keys(gradients))
+    .find((role) => !each.includes(role as Role));
+  if (stray !== undefined) {
+    throw new WrpoError('ERR_CONFIG', `the objective's gradients name "${stray}"; its roles are ${each.join(', ')}`);
+  }
+  const dLossDLogp = outcomes.flatMap(({ gradients }) => each.map((role) => gradients[role] ?? 0));
+  for (const value of [...outcomes.map(({ loss }) => loss), ...dLossDLogp]) {
+    if (!Number.isFinite(value)) throw new WrpoError('ERR_NON_FINITE', `the objective's loss or gradient is ${value}`);
+  }
+  await model.accumulate(packed, { objective: { form: 'gradients', dLossDLogp }, normalizer });
+  return prompts.map((prompt, i) => ({ ...prompt, loss: outcomes[i]!.loss }));
+}
+
+/** The log-probs of a batch's responses by prompt and role. */
+function promptsOf(packed: PackedBatch, logps: Float64Array, reference: ReferenceColumn): PromptLogProbs[] {
+  const each = rolesIn(packed);
+  return packed.rows.map((row, i) => {
+    const policy = Object.fromEntries(each.map((role, k) => [role, logps[i * each.length + k]!]));
+    return logProbsOfRow(row, each, policy, reference[i]!);
+  });
+}
+
+/** The roles of each row, all alike. */
+const rolesIn = ({ rows, roles }: PackedBatch): Role[] => roles.slice(0, roles.length / rows.length);
 
 /** A promise whose ERR_NON_FINITE says which step and rows it was about. */
 export async function naming<T>(promise: Promise<T>, step: number, rows: readonly EncodedRow[]): Promise<T> {
