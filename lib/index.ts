@@ -16,5 +16,15 @@ export { Tokenizer } from './text/tokenizer.js';
 export { AdamW, type AdamWOptions } from './train/adamw.js';
 export type { TrainingArgs, TrainingArgsInput } from './train/args.js';
 export type { Metrics } from './train/metrics.js';
-export { contestsOf, formOf, type LossType, type Objective, preferenceLoss } from './train/objective.js';
+export {
+  type ContestObjective,
+  contestsOf,
+  type FunctionObjective,
+  formOf,
+  type LossType,
+  type NamedObjective,
+  type Objective,
+  type PromptLogProbs,
+  preferenceLoss,
+} from './train/objective.js';
 export { type StepResult, Trainer, type TrainerOptions, type TrainOptions, type TrainResult } from './train/trainer.js';

@@ -1,5 +1,8 @@
 #include "handles.h"
 
+#include <algorithm>
+#include <string_view>
+
 #include "kernels/kernels.h"
 #include "tensor.h"
 #include "worker.h"
@@ -101,6 +104,7 @@ Objective parseObjective(Napi::Object o) {
   objective.gamma = number(o, "gamma");
   objective.labelSmoothing = number(o, "labelSmoothing");
   objective.lengthNormalized = o.Get("lengthNormalized").ToBoolean();
+  if (o.Has("sftWeight")) objective.sftWeight = number(o, "sftWeight");
   if (objective.form == Objective::Form::Ipo && objective.beta == 0)
     fail("ERR_CONFIG", "beta (tau) of the IPO loss must not be 0");
   return objective;
@@ -295,8 +299,10 @@ AdamWHandle::AdamWHandle(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Adam
                          int64_t(number(o, "warmupSteps")),
                          int64_t(number(o, "totalSteps")),
                          text(o, "schedule")};
-    if (options.schedule != "cosine" && options.schedule != "linear" && options.schedule != "constant")
-      fail("ERR_CONFIG", "schedule \"" + options.schedule + "\": expected cosine, linear or constant");
+    constexpr std::string_view known[] = {"cosine", "linear", "constant", "constant_with_warmup"};
+    if (std::find(std::begin(known), std::end(known), options.schedule) == std::end(known))
+      fail("ERR_CONFIG",
+           "schedule \"" + options.schedule + "\": expected cosine, linear, constant or constant_with_warmup");
     c10::InferenceMode guard;
     adamw_ = std::make_shared<AdamW>(model_->weights(), options);
   });

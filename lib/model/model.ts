@@ -1,4 +1,5 @@
 /** A language model in the engine: its weights, its log-probs, its gradients. */
+import { withGradients } from '../data/pack.js';
 import { WrpoError } from '../errors.js';
 import {
   type Accumulated,
@@ -29,6 +30,12 @@ export interface ModelOptions {
   device?: 'cpu';
   /** Upper bound, in bytes, of the logits the head holds at once. Default 256 MiB. */
   headChunkBytes?: number;
+}
+
+/** dLoss/dlog π of every response of a batch. */
+export interface GivenGradients {
+  form: 'gradients';
+  dLossDLogp: ArrayLike<number>;
 }
 
 const DTYPES: readonly ComputeDtype[] = ['float32', 'float64', 'bfloat16'];
@@ -89,9 +96,20 @@ export class Model {
     return callNative(() => this.handle.logProbs(batch, options));
   }
 
-  /** Forward, loss and backward of a packed batch with contests: adds to the gradients. */
-  accumulate(batch: Batch, options: { objective: ContestForm; normalizer: number }): Promise<Accumulated> {
-    return callNative(() => this.handle.accumulate(batch, options));
+  /**
+   * Forward, loss and backward of a packed batch with contests: adds to the gradients. A loss that is computed elsewhere is
+   * given by its derivative with respect to the log-prob of every response (`form: 'gradients'`), instead of contests.
+   */
+  accumulate(
+    batch: Batch,
+    { objective, normalizer }: { objective: ContestForm | GivenGradients; normalizer: number },
+  ): Promise<Accumulated> {
+    if (objective.form !== 'gradients')
+      return callNative(() => this.handle.accumulate(batch, { objective, normalizer }));
+    // Whatever the loss is, its gradient is that of a linear one.
+    const linear = { form: 'linear', beta: 1, gamma: 0, labelSmoothing: 0, lengthNormalized: false } as const;
+    const given = { ...withGradients(batch, objective.dLossDLogp), reference: undefined };
+    return callNative(() => this.handle.accumulate(given, { objective: linear, normalizer }));
   }
 
   /**

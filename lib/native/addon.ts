@@ -92,6 +92,7 @@ export interface ContestForm {
   gamma: number;
   labelSmoothing: number;
   lengthNormalized: boolean;
+  sftWeight?: number;
 }
 
 export interface LogProbs {
@@ -157,7 +158,7 @@ export interface AdamWShape {
   maxGradNorm: number;
   warmupSteps: number;
   totalSteps: number;
-  schedule: 'cosine' | 'linear' | 'constant';
+  schedule: 'cosine' | 'linear' | 'constant' | 'constant_with_warmup';
 }
 
 export interface MemoryStats {
