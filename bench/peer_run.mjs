@@ -10,7 +10,7 @@ const trainer = new Trainer({
     lossType: mode === 'wrpo' ? 'wrpo' : 'sigmoid',
     dtype,
     beta: 0.01,
-    alpha: 0.1,
+    alpha: mode === 'wrpo' ? 0.1 : undefined,
     learningRate: 1e-5,
     perDeviceTrainBatchSize: 2,
     gradientAccumulationSteps: 4,

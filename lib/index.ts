@@ -1,17 +1,30 @@
 /** The public API, and nothing else. Importing it loads no native code. */
 
+export { type AnswerRow, readAnswers } from './data/answers.js';
 export { type Contest, type PackedBatch, packRows, withContests } from './data/pack.js';
 export { loadPreferences, type Message, type PreferenceRow, type Role } from './data/preferences.js';
 export { WrpoError, type WrpoErrorCode } from './errors.js';
 export type { ModelConfig } from './model/config.js';
 export { selectedLogProbs, selectedLogProbsBackward } from './model/head.js';
 export { Model, type ModelOptions } from './model/model.js';
+export { gatingPosition, type Score, type ScoreOptions } from './model/reward.js';
 export type { Batch, ContestForm, Dtype, LogProbs, NativeInfo } from './native/addon.js';
 export { info, Tensor } from './native/surface.js';
+export { encodeConversations, type RowConversations } from './text/conversations.js';
 export { type EncodedRow, encodeRows } from './text/encode.js';
 export { Tokenizer } from './text/tokenizer.js';
 export { AdamW, type AdamWOptions } from './train/adamw.js';
 export type { TrainingArgs, TrainingArgsInput } from './train/args.js';
 export type { Metrics } from './train/metrics.js';
-export { contestsOf, formOf, type LossType, type Objective, preferenceLoss } from './train/objective.js';
+export {
+  type ContestObjective,
+  contestsOf,
+  type FunctionObjective,
+  formOf,
+  type LossType,
+  type NamedObjective,
+  type Objective,
+  type PromptLogProbs,
+  preferenceLoss,
+} from './train/objective.js';
 export { type StepResult, Trainer, type TrainerOptions, type TrainOptions, type TrainResult } from './train/trainer.js';

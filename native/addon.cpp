@@ -126,7 +126,7 @@ Napi::Value contestLoss(const Napi::CallbackInfo& call) {
     auto lengths = numbers<int32_t>(o, "lengths");
     auto objective = parseObjective(call[1].As<Napi::Object>());
     if (coefficients.size() != policy.size() || (!reference.empty() && reference.size() != policy.size()) ||
-        (objective.lengthNormalized && lengths.size() != policy.size()))
+        ((objective.lengthNormalized || objective.sftWeight != 0) && lengths.size() != policy.size()))
       fail("ERR_CONFIG", "policy, reference, lengths and coefficients must be equally long");
     std::vector<double> gradient(policy.size());
     auto outcome = contest(objective, policy, reference, lengths, coefficients, 1, gradient);

@@ -68,6 +68,8 @@ std::vector<Make> testCases() {
     add(preference, "wrpo", Objective{Form::Sigmoid, 0.1, 0, 0.1}, std::vector{0.3, 0.7, -1.0}, true, spread);
     add(preference, "simpo", Objective{Form::Sigmoid, 10, 3, 0, true}, std::vector{1.0, -1.0}, false, spread);
     add(preference, "ipo", Objective{Form::Ipo, 0.01}, std::vector{0.3, 0.7, -1.0}, true, spread);
+    add(preference, "wrpo with sft", Objective{Form::Sigmoid, 0.1, 0, 0.1, false, 0.2}, std::vector{0.3, 0.7, -1.0},
+        true, spread);
     add(preference, "sft", Objective{Form::Linear, 1, 0, 0, true}, std::vector{1.0}, false, spread);
   }
   return all;

@@ -1,5 +1,8 @@
 #include "handles.h"
 
+#include <algorithm>
+#include <string_view>
+
 #include "kernels/kernels.h"
 #include "tensor.h"
 #include "worker.h"
@@ -8,12 +11,13 @@ namespace wrpo {
 namespace {
 
 ModelConfig parseConfig(Napi::Object o) {
-  auto whole = [&](const char* key) {
-    double n = number(o, key);
+  auto wholeOf = [](Napi::Object from, const char* key) {
+    double n = number(from, key);
     if (!(n >= 1 && n <= 1e12 && n == std::floor(n)))
       fail("ERR_MODEL", std::string(key) + " must be a positive whole number");
     return int64_t(n);
   };
+  auto whole = [&](const char* key) { return wholeOf(o, key); };
   ModelConfig c{whole("vocabSize"),
                 whole("hiddenSize"),
                 whole("layers"),
@@ -35,6 +39,11 @@ ModelConfig parseConfig(Napi::Object o) {
             number(r, "lowFrequencyFactor"),
             number(r, "highFrequencyFactor"),
             number(r, "originalMaxPosition")};
+  if (o.Get("rewardHead").IsObject()) {
+    auto head = o.Get("rewardHead").As<Napi::Object>();
+    c.reward = {wholeOf(head, "objectives"), wholeOf(head, "gatingHidden"), wholeOf(head, "gatingLayers"),
+                number(head, "temperature")};
+  }
   return c;
 }
 
@@ -95,6 +104,7 @@ Objective parseObjective(Napi::Object o) {
   objective.gamma = number(o, "gamma");
   objective.labelSmoothing = number(o, "labelSmoothing");
   objective.lengthNormalized = o.Get("lengthNormalized").ToBoolean();
+  if (o.Has("sftWeight")) objective.sftWeight = number(o, "sftWeight");
   if (objective.form == Objective::Form::Ipo && objective.beta == 0)
     fail("ERR_CONFIG", "beta (tau) of the IPO loss must not be 0");
   return objective;
@@ -106,6 +116,7 @@ Napi::Function ModelHandle::define(Napi::Env env) {
                          InstanceMethod("initialize", &ModelHandle::initialize),
                          InstanceMethod("logProbs", &ModelHandle::logProbs),
                          InstanceMethod("accumulate", &ModelHandle::accumulate),
+                         InstanceMethod("score", &ModelHandle::score),
                          InstanceMethod("parameters", &ModelHandle::parameters),
                          InstanceMethod("gradients", &ModelHandle::gradients),
                          InstanceMethod("zeroGradients", &ModelHandle::zeroGradients),
@@ -185,6 +196,22 @@ Napi::Value ModelHandle::accumulate(const Napi::CallbackInfo& info) {
               o.Set("counts", toJs(env, r.counts));
               o.Set("losses", toJs(env, r.losses));
               o.Set("margins", toJs(env, r.margins));
+              return o;
+            });
+  });
+}
+
+Napi::Value ModelHandle::score(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    auto batch = std::make_shared<Batch>(parseBatch(info[0]));
+    return engine(info.Env())
+        .run(
+            info.Env(), Value(), [m = model(), batch] { return m->score(*batch); },
+            [](Napi::Env env, const Scores& r) -> Napi::Value {
+              auto o = Napi::Object::New(env);
+              o.Set("scores", toJs(env, r.scores));
+              o.Set("rewards", toJs(env, r.rewards));
+              o.Set("gates", toJs(env, r.gates));
               return o;
             });
   });
@@ -272,8 +299,10 @@ AdamWHandle::AdamWHandle(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Adam
                          int64_t(number(o, "warmupSteps")),
                          int64_t(number(o, "totalSteps")),
                          text(o, "schedule")};
-    if (options.schedule != "cosine" && options.schedule != "linear" && options.schedule != "constant")
-      fail("ERR_CONFIG", "schedule \"" + options.schedule + "\": expected cosine, linear or constant");
+    constexpr std::string_view known[] = {"cosine", "linear", "constant", "constant_with_warmup"};
+    if (std::find(std::begin(known), std::end(known), options.schedule) == std::end(known))
+      fail("ERR_CONFIG",
+           "schedule \"" + options.schedule + "\": expected cosine, linear, constant or constant_with_warmup");
     c10::InferenceMode guard;
     adamw_ = std::make_shared<AdamW>(model_->weights(), options);
   });

@@ -23,6 +23,7 @@ class ModelHandle : public Napi::ObjectWrap<ModelHandle> {
   Napi::Value initialize(const Napi::CallbackInfo& info);
   Napi::Value logProbs(const Napi::CallbackInfo& info);
   Napi::Value accumulate(const Napi::CallbackInfo& info);
+  Napi::Value score(const Napi::CallbackInfo& info);
   Napi::Value parameters(const Napi::CallbackInfo& info);
   Napi::Value gradients(const Napi::CallbackInfo& info);
   Napi::Value zeroGradients(const Napi::CallbackInfo& info);

@@ -3,7 +3,7 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { parse } from 'yaml';
-import { evaluates, resolveArgs } from '../lib/train/args.ts';
+import { evaluates, resolveArgs, toRunFile } from '../lib/train/args.ts';
 import { camel, FOREIGN_KEYS } from '../lib/train/compat.ts';
 import { intervalOf } from '../lib/train/schedule.ts';
 import { Trainer } from '../lib/train/trainer.ts';
@@ -171,7 +171,39 @@ save_strategy: "no"
 use_liger_kernel: true
 ddp_timeout: 18000
 `;
-const SIMPO = ZEPHYR_DPO.replace('beta: 0.01', 'beta: 2.5\ngamma_beta_ratio: 0.55');
+/** SimPO's own, which names no loss. */
+const SIMPO = `${COMMON}
+model_name_or_path: meta-llama/Meta-Llama-3-8B-Instruct
+torch_dtype: null
+attn_implementation: flash_attention_2
+dataset_mixer:
+  princeton-nlp/llama3-ultrafeedback-armorm: 1.0
+dataset_splits:
+- train
+- test
+preprocessing_num_workers: 12
+beta: 10
+gamma_beta_ratio: 0.3
+evaluation_strategy: steps
+eval_steps: 400
+gradient_accumulation_steps: 16
+hub_model_id: simpo-exps
+learning_rate: 1.0e-6
+logging_steps: 5
+max_length: 2048
+max_prompt_length: 1800
+optim: adamw_torch
+output_dir: outputs/llama-3-8b-instruct-simpo-v2
+run_name: llama-3-8b-instruct-simpo-v2
+per_device_train_batch_size: 2
+per_device_eval_batch_size: 4
+push_to_hub: false
+save_strategy: "steps"
+save_steps: 1000000
+report_to:
+- wandb
+save_total_limit: 20
+`;
 
 /** Arguments and notices of a file's text. */
 function resolved(text: string, changes: Record<string, unknown> = {}) {
@@ -255,7 +287,16 @@ describe('whole files', () => {
       expect(said).toContain(line);
   });
 
-  it('SimPO: a sentence', () => refused(parse(SIMPO), /"gamma_beta_ratio": it belongs to SimPO, .*\(found 0\.55\)/));
+  it("SimPO's own", () => {
+    const { args } = resolved(SIMPO);
+    expect(args).toMatchObject({ lossType: 'simpo', beta: 10, simpoGamma: 3, learningRate: 1e-6 });
+    expect(resolved(SIMPO, { loss_type: 'wrpo_simpo' }).args).toMatchObject({ lossType: 'wrpo_simpo', simpoGamma: 3 });
+    refused({ ...parse(SIMPO), simpo_gamma: 1 }, /simpo_gamma and gamma_beta_ratio .* say the same/);
+    refused(
+      { ...parse(SIMPO), loss_type: 'sigmoid' },
+      /"gamma_beta_ratio" belongs to loss_type simpo, wrpo_simpo; found "sigmoid"/,
+    );
+  });
 });
 
 describe('what a key means', () => {
@@ -290,6 +331,64 @@ describe('what a key means', () => {
       { maxLength: 512, evalStrategy: 'epoch' },
     ],
   ])('%j', (changes, wanted) => expect(of(changes).args).toMatchObject(wanted));
+
+  it.each([
+    [{ preset: 'table6/dpo' }, { lossType: 'sigmoid', beta: 0.01, learningRate: 3e-7 }],
+    [{ preset: 'table6/simpo' }, { lossType: 'simpo', beta: 10, simpoGamma: 1, learningRate: 6e-7 }],
+    [{ preset: 'table6/ipo' }, { lossType: 'ipo', beta: 0.01, learningRate: 1e-6, ipoNormalization: 'sum' }],
+    [{ preset: 'table6/wrpo' }, { lossType: 'wrpo', beta: 0.01, alpha: 0.1, isDynamic: true, learningRate: 3e-7 }],
+    [
+      { preset: 'table6/wrpo-simpo' },
+      { lossType: 'wrpo_simpo', beta: 10, simpoGamma: 0, alpha: 0.5, learningRate: 6e-7 },
+    ],
+    [{ preset: 'table6/wrpo-ipo' }, { lossType: 'wrpo_ipo', beta: 0.01, alpha: 0.1, learningRate: 1e-6 }],
+    [
+      { preset: 'table6/wrpo', alpha: 0.5, learning_rate: '1e-5' },
+      { lossType: 'wrpo', alpha: 0.5, learningRate: 1e-5 },
+    ],
+    [{ preset: 'table6/simpo', gamma_beta_ratio: 0.5 }, { simpoGamma: 5 }],
+    [
+      { preset: 'table6/simpo', loss_type: 'dpo' },
+      { lossType: 'sigmoid', beta: 10 },
+    ],
+    [{ loss_type: 'simpo' }, { beta: 10, simpoGamma: 1 }],
+    [{ loss_type: 'wrpo_simpo' }, { beta: 10, simpoGamma: 0 }],
+    [
+      { loss_type: 'simpo', beta: 2, simpo_gamma: 0.5, cpo_alpha: 0 },
+      { beta: 2, simpoGamma: 0.5, sftWeight: 0 },
+    ],
+    [{ simpo_gamma: 0.5 }, { lossType: 'simpo' }],
+    [{ loss_type: 'dpo', rpo_alpha: 0.2 }, { sftWeight: 0.2 }],
+    [{ loss_type: 'ipo', label_smoothing: 0 }, { lossType: 'ipo' }],
+    [{ lr_scheduler_type: 'constant_with_warmup' }, { lrSchedulerType: 'constant_with_warmup' }],
+  ])('%j is %j', (changes, wanted) => expect(of(changes).args).toMatchObject(wanted));
+
+  it.each([
+    [{ loss_type: 'ipo', label_smoothing: 0.1 }, /"label_smoothing" belongs to loss_type wrpo, .*; found "ipo"/],
+    [{ loss_type: 'dpo', alpha: 0.3 }, /"alpha" belongs to loss_type wrpo, wrpo_simpo, wrpo_ipo, wrpo_ls; found "dpo"/],
+    [{ loss_type: 'simpo', is_dynamic: true }, /"is_dynamic" belongs to .*; found "simpo"/],
+    [{ loss_type: 'sft', beta: 0.1 }, /"beta" belongs to .*; found "sft"/],
+    [{ chosen: 'source' }, /"chosen" belongs to loss_type sigmoid, simpo, ipo; found "wrpo"/],
+    [{ loss_type: 'dpo', ipo_normalization: 'sum' }, /"ipo_normalization" belongs to loss_type ipo, wrpo_ipo/],
+    [{ loss_type: 'ipo', ipo_normalization: 'mean' }, /"ipo_normalization": .*"token_mean".*found "mean"/],
+    [{ loss_type: 'dpo', chosen: 'both' }, /"chosen": .*"target"\|"source".*found "both"/],
+    [{ loss_type: 'sft', sft_weight: 1 }, /"sft_weight" belongs to .*; found "sft"/],
+    [{ preset: 'table6/wrop' }, /unknown preset "table6\/wrop"; did you mean "table6\/wrpo"\?/],
+    [{ preset: 'table6-wrpo_simpo' }, /; did you mean "table6\/wrpo-simpo"\?/],
+    [{ preset: 'x' }, /unknown preset "x"; expected table6\/dpo, .*table6\/wrpo-ipo$/],
+  ])('%j is refused', (changes, message) => refused(changes, message));
+
+  it('what a run writes down means the same again', () => {
+    for (const lossType of ['wrpo', 'wrpo_ls', 'wrpo_simpo', 'ipo', 'simpo', 'authors_sigmoid', 'sigmoid', 'sft']) {
+      const { args } = of({ loss_type: lossType });
+      expect(resolveArgs(toRunFile(args))).toEqual(args);
+    }
+    const { args } = of({ preset: 'table6/simpo', gamma_beta_ratio: 0.5 });
+    expect(resolveArgs(toRunFile(args))).toEqual(args);
+  });
+
+  it('says what an SFT share is a mean over', () =>
+    expect(of({ loss_type: 'dpo', rpo_alpha: 0.2 }).notices.join()).toContain("each response's own tokens"));
 
   it.each([
     { use_peft: false, load_in_4bit: false, push_to_hub: false, fp16: false, deepspeed: null, optim: 'adamw_torch' },
@@ -415,6 +514,31 @@ describe('from the command line', () => {
     const { stderr, config } = await run('train', ZEPHYR_DPO, pairs, ...more);
     expect(stderr).toMatch(/run-\d+\.yaml has no loss_type: dpo, by what the rows hold/);
     expect(config).toMatchObject({ loss_type: 'sigmoid', dtype: 'float32', dataset_train_split: 'train_prefs' });
+  });
+
+  it("SimPO's own trains, without a reference", async () => {
+    const more = ['--dtype', 'float32', '--save_strategy', 'no', '--gamma_beta_ratio', '0.1'];
+    const { out, config } = await run('train', SIMPO, pairs, ...more);
+    expect(config).toMatchObject({ loss_type: 'simpo', beta: 10, simpo_gamma: 1 });
+    expect(existsSync(join(out, 'reference-train.jsonl'))).toBe(false);
+    // The command line's name for it stands alone.
+    const other = await run(
+      'train',
+      SIMPO,
+      quadruples,
+      '--simpo_gamma',
+      '2',
+      '--loss_type',
+      'wrpo_simpo',
+      '--save_strategy',
+      'no',
+    );
+    expect(other.config).toMatchObject({ loss_type: 'wrpo_simpo', simpo_gamma: 2 });
+  });
+
+  it('a preset names the loss, whatever the rows hold', async () => {
+    const { config } = await run('train', 'preset: table6/ipo', quadruples);
+    expect(config).toMatchObject({ loss_type: 'ipo', learning_rate: 1e-6 });
   });
 
   it('an option outweighs every key that means the same, and a refused one', async () => {

@@ -3,13 +3,15 @@ import { join } from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import type { Role } from '../lib/data/preferences.ts';
-import { type Columns, type Objective, preferenceLoss, rolesOf } from '../lib/train/objective.ts';
+import { type Columns, type NamedObjective, type Objective, preferenceLoss, rolesOf } from '../lib/train/objective.ts';
 import { expectSentence, expectWithin, maxAbsDifference } from './support.ts';
 import { FIXTURES } from './training.ts';
 
 interface Vector {
   beta: number;
   alpha?: number;
+  tau?: number;
+  gamma?: number;
   label_smoothing?: number;
   per_example: number[];
   mean: number;
@@ -17,21 +19,25 @@ interface Vector {
 }
 
 const vectors = JSON.parse(readFileSync(join(FIXTURES, 'preference_losses.json'), 'utf8'));
-const KEYS: Partial<Record<Role, string>> = { source_chosen: 'ws', target_chosen: 'wt', rejected: 'l' };
+const KEYS: Partial<Record<Role, string>> = {
+  ...{ source_chosen: 'ws', target_chosen: 'wt', rejected: 'l', source_rejected: 'ls' },
+};
 const columns = (table: Record<string, number[]>): Columns =>
   Object.fromEntries(Object.entries(KEYS).map(([role, key]) => [role, table[key]!]));
 const policy = columns(vectors.policy_logps);
 const reference = columns(vectors.reference_logps);
+const lengths = columns(vectors.lengths);
 
 const wrpoVectors = ['0.0', '0.1', '0.5', '1.0', '0.1_labelsmooth0.1'].map((suffix) => `wrpo_dpo_alpha${suffix}`);
 
 function expectVector(objective: Objective, { per_example, mean, grad }: Vector) {
-  const result = preferenceLoss({ policy, reference }, objective);
-  expectWithin(Math.abs(result.loss - mean), 1e-12);
-  expectWithin(maxAbsDifference(result.losses, per_example), 1e-12);
-  expect(Object.keys(result.gradients)).toEqual(rolesOf(objective.lossType));
+  const result = preferenceLoss({ policy, reference, lengths }, objective);
+  const scale = Math.max(1, Math.abs(mean)); // IPO's losses are in the thousands
+  expectWithin(Math.abs(result.loss - mean), 1e-12 * scale);
+  expectWithin(maxAbsDifference(result.losses, per_example), 1e-12 * scale);
+  expect(Object.keys(result.gradients)).toEqual(rolesOf(objective));
   for (const [role, gradient] of Object.entries(result.gradients)) {
-    expectWithin(maxAbsDifference(gradient, grad[KEYS[role as Role]!]!), 1e-12);
+    expectWithin(maxAbsDifference(gradient, grad[KEYS[role as Role]!]!), 1e-12 * Math.max(1, scale / 10));
   }
 }
 
@@ -52,6 +58,23 @@ describe('worked examples', () => {
     expectVector({ lossType: 'wrpo', beta: vector.beta, alpha: 1 }, vector);
   });
 
+  it.each<[string, (vector: Vector) => Objective]>([
+    ['wrpo_yls_eq9_alpha0.1', ({ beta, alpha }) => ({ lossType: 'wrpo_ls', beta, alpha: alpha! })],
+    ['simpo_on', ({ beta, gamma }) => ({ lossType: 'simpo', beta, simpoGamma: gamma })],
+    [
+      'wrpo_simpo_alpha0.5',
+      ({ beta, alpha, gamma }) => ({ lossType: 'wrpo_simpo', beta, alpha: alpha!, simpoGamma: gamma }),
+    ],
+    ['ipo_on', ({ tau }) => ({ lossType: 'ipo', beta: tau! })],
+    ['ipo_on_length_averaged', ({ tau }) => ({ lossType: 'ipo', beta: tau!, ipoNormalization: 'token_mean' })],
+    ['wrpo_ipo_alpha0.1', ({ tau, alpha }) => ({ lossType: 'wrpo_ipo', beta: tau!, alpha: alpha! })],
+  ])('%s', (name, of) => expectVector(of(vectors.losses[name]), vectors.losses[name]));
+
+  it('dpo_hybrid is DPO on the source’s response', () => {
+    const vector: Vector = vectors.losses.dpo_hybrid;
+    expectVector({ lossType: 'sigmoid', beta: vector.beta, chosen: 'source' }, vector);
+  });
+
   it('margins are the rewards of the metrics', () => {
     const { margins } = preferenceLoss({ policy, reference }, { lossType: 'wrpo', beta: 0.01, alpha: 0.1 });
     const mean = margins.reduce((sum, margin) => sum + margin / margins.length, 0);
@@ -59,28 +82,74 @@ describe('worked examples', () => {
   });
 });
 
+/** Autograd's values in float64, of the formulas as the papers print them (test/fixtures/make_objectives.py). */
+describe('autograd', () => {
+  const fixture = JSON.parse(readFileSync(join(FIXTURES, 'objectives.json'), 'utf8'));
+  const label = ({ objective }: { objective: Objective }) => JSON.stringify(objective).replace(/[{}"]/g, '');
+
+  it.each(fixture.cases.map((one: { objective: Objective }) => [label(one), one]))('%s', (_, one) => {
+    const { objective, losses, gradient } = one;
+    const result = preferenceLoss(fixture, objective);
+    const scale = Math.max(1, ...losses.map(Math.abs));
+    expectWithin(maxAbsDifference(result.losses, losses), 1e-14 * scale);
+    for (const role of rolesOf(objective)) {
+      expectWithin(maxAbsDifference(result.gradients[role]!, gradient[role]), 1e-14 * scale);
+    }
+    // What the loss does not name has no gradient there either.
+    for (const role of Object.keys(gradient)) {
+      if (!rolesOf(objective).includes(role as Role)) expect(gradient[role].every((g: number) => g === 0)).toBe(true);
+    }
+  });
+
+  it('every loss with every field of its own is there', () => {
+    const seen = new Set(fixture.cases.map(({ objective }: { objective: { lossType: string } }) => objective.lossType));
+    expect([...seen].sort()).toEqual(
+      ['authors_sigmoid', 'ipo', 'sigmoid', 'simpo', 'wrpo', 'wrpo_ipo', 'wrpo_ls', 'wrpo_simpo'].sort(),
+    );
+  });
+
+  it('three weighted contests between eight responses', () => {
+    const { objective, loss, gradient, ...columns } = fixture.contests;
+    const result = preferenceLoss(columns, objective);
+    expectWithin(Math.abs(result.loss - loss), 1e-14);
+    for (const [role, values] of Object.entries<number[]>(gradient)) {
+      expectWithin(maxAbsDifference(result.gradients[role as Role]!, values), 1e-14);
+    }
+  });
+});
+
 const logProb = fc.double({ min: -400, max: 0, noNaN: true });
 const contests = fc.integer({ min: 1, max: 4 }).chain((count) => {
   const column = fc.array(logProb, { minLength: count, maxLength: count });
-  const table = fc.record({ source_chosen: column, target_chosen: column, rejected: column });
-  return fc.record({ policy: table, reference: table });
+  const roles = { source_chosen: column, target_chosen: column, rejected: column, source_rejected: column };
+  const length = fc.array(fc.integer({ min: 1, max: 400 }), { minLength: count, maxLength: count });
+  const lengths = { source_chosen: length, target_chosen: length, rejected: length, source_rejected: length };
+  return fc.record({ policy: fc.record(roles), reference: fc.record(roles), lengths: fc.record(lengths) });
 });
 const beta = fc.double({ min: 0.001, max: 2, noNaN: true });
 const fraction = fc.double({ min: 0, max: 1, noNaN: true });
 
 describe('properties', () => {
-  it('alpha 0 is the sigmoid loss', () => {
+  it.each<[NamedObjective['lossType'], NamedObjective['lossType']]>([
+    ['wrpo', 'sigmoid'],
+    ['wrpo_ls', 'sigmoid'],
+    ['wrpo_simpo', 'simpo'],
+    ['wrpo_ipo', 'ipo'],
+  ])('%s with alpha 0 is %s', (weighted, plain) => {
     fc.assert(
-      fc.property(contests, beta, fraction, (input, beta, labelSmoothing) => {
-        const wrpo = preferenceLoss(input, { lossType: 'wrpo', beta, alpha: 0, labelSmoothing });
-        const sigmoid = preferenceLoss(input, { lossType: 'sigmoid', beta, labelSmoothing });
+      fc.property(contests, beta, fraction, (input, beta, fraction) => {
+        // Of the fields, each takes those it has.
+        const fields = { beta, labelSmoothing: fraction, sftWeight: fraction };
+        const wrpo = preferenceLoss(input, { lossType: weighted, alpha: 0, ...fields } as NamedObjective);
+        const sigmoid = preferenceLoss(input, { lossType: plain, ...fields } as NamedObjective);
         const scale = 1 + Math.abs(sigmoid.loss);
         expectWithin(Math.abs(wrpo.loss - sigmoid.loss), 1e-12 * scale);
         expectWithin(maxAbsDifference(wrpo.losses, sigmoid.losses), 4e-12 * scale);
-        for (const role of rolesOf('sigmoid')) {
+        for (const role of rolesOf({ lossType: 'sigmoid', beta })) {
           expectWithin(maxAbsDifference(wrpo.gradients[role]!, sigmoid.gradients[role]!), 1e-12);
         }
-        expect(wrpo.gradients.source_chosen!.every((g) => g === 0)).toBe(true);
+        for (const role of ['source_chosen', 'source_rejected'] as const)
+          expect(wrpo.gradients[role]?.every((g) => g === 0) ?? true).toBe(true);
       }),
     );
   });
@@ -118,7 +187,7 @@ describe('properties', () => {
         const { gradients } = preferenceLoss(input, objective);
         // A five-point difference over 0.01 of margin: its error is 1e-10 of beta, the rounding of losses up to 1,600 another.
         const step = 0.01 / objective.beta;
-        for (const role of rolesOf(objective.lossType) as (keyof typeof input.policy)[]) {
+        for (const role of rolesOf(objective) as (keyof typeof input.policy)[]) {
           for (const [i, value] of input.policy[role].entries()) {
             const lossAt = (shift: number) => {
               const column = input.policy[role].with(i, value + shift * step);

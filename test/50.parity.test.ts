@@ -66,7 +66,7 @@ const sums = (name: string) =>
   rows.flatMap((_, i) => PREFERENCE_ROLES.map((_, k) => oracle.get(name)!.values[k * ROWS + i]!));
 
 function problemOf(objective: Objective, reference: Float64Array): Problem {
-  const all = rolesOf(objective.lossType).map((role) => PREFERENCE_ROLES.indexOf(role));
+  const all = rolesOf(objective).map((role) => PREFERENCE_ROLES.indexOf(role));
   const picked = rows.flatMap((_, i) => all.map((k) => reference[i * PREFERENCE_ROLES.length + k]!));
   return { rows, objective, reference: Float64Array.from(picked), normalizer: rows.length };
 }

@@ -47,7 +47,7 @@ async function train(
   await using trainer = new Trainer({
     model: POLICY,
     trainDataset,
-    args: { loggingSteps: 1, disableTqdm: true, beta: 0.1, ...args, outputDir },
+    args: { loggingSteps: 1, disableTqdm: true, ...(args.lossType === 'sft' ? {} : { beta: 0.1 }), ...args, outputDir },
     ...options,
   });
   trainer.on('step', (step) => steps.push(step));
@@ -222,7 +222,8 @@ describe('batches', () => {
 
   it('epochs, whole and in part, and maxSteps', async () => {
     const epochs = async (args: Partial<TrainingArgsInput>) => {
-      const { metrics, result } = await train(rows, { ...still, ...batchOf(4), lossType: 'sft', ...args });
+      const sft = { learningRate: 0, shuffle: false, lossType: 'sft' } as const;
+      const { metrics, result } = await train(rows, { ...sft, ...batchOf(4), ...args });
       expect(result.globalStep).toBe(metrics.length);
       return metrics.map((line) => line.epoch);
     };
@@ -291,6 +292,14 @@ describe('the other losses', () => {
       { ...args, lossType: 'sft', shuffle: false },
     );
     expect(fromPairs.metrics).toEqual(sources.metrics);
+  });
+
+  it('a constant learning rate never warms up, unless it is said to', async () => {
+    const still = { ...args, lossType: 'sigmoid', numTrainEpochs: 2, warmupSteps: 2 } as const;
+    const rates = async (lrSchedulerType: 'constant' | 'constant_with_warmup') =>
+      (await train(rows, { ...still, lrSchedulerType })).metrics.map((line) => line.learning_rate);
+    expect(await rates('constant')).toEqual([1e-3, 1e-3, 1e-3, 1e-3]);
+    expect(await rates('constant_with_warmup')).toEqual([0, 5e-4, 1e-3, 1e-3]);
   });
 
   it('label smoothing and a constant alpha', async () => {

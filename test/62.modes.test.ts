@@ -251,9 +251,11 @@ describe('arguments', () => {
     const config = readFileSync(join(outputDir, 'config.yaml'), 'utf8');
     expect(config).toContain('loss_type: dpo\n');
     expect(() => resolve({ templateMode: 'authors', lossType: 'sigmoid' })).toThrow(
-      /^args: with template_mode authors, loss_type "sigmoid" would mean .*both chosen responses.*"authors_sigmoid".*spell "dpo" for DPO$/,
+      /^args: with template_mode authors, loss_type "sigmoid" would mean .*both chosen responses; spell "authors_sigmoid" for that, or "dpo" for DPO$/,
     );
     expect(resolve({ lossType: 'sigmoid' }).lossType).toBe('sigmoid');
+    const both = { ...own, lossType: 'authors_sigmoid' } as const;
+    expect((await train(rows, both, { model: POLICY })).metrics[0]!.loss).toBeCloseTo(Math.log(2), 5);
   });
 
   it.each([

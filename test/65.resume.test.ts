@@ -4,6 +4,7 @@ import { basename, join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { Model } from '../lib/model/model.ts';
 import type { TrainingArgsInput } from '../lib/train/args.ts';
+import type { Objective } from '../lib/train/objective.ts';
 import { Trainer, type TrainerOptions, type TrainOptions } from '../lib/train/trainer.ts';
 import {
   type Child,
@@ -87,7 +88,9 @@ describe('a resumed run ends as an uninterrupted one', () => {
   it.each([
     ['wrpo in float32', {}],
     ['wrpo in bfloat16', { dtype: 'bfloat16', saveDtype: 'bfloat16' }],
-    ['sft, in file order', { lossType: 'sft', shuffle: false }],
+    ['sft, in file order', { ...{ lossType: 'sft', beta: undefined, alpha: undefined }, shuffle: false }],
+    ['wrpo_simpo', { lossType: 'wrpo_simpo', beta: 2, simpoGamma: 0.3 }],
+    ['authors_sigmoid and sft_weight', { lossType: 'authors_sigmoid', alpha: undefined, sftWeight: 0.2 }],
   ] as const)(
     '%s',
     async (name, args) => {
@@ -150,6 +153,31 @@ describe('a resumed run ends as an uninterrupted one', () => {
       expectSameRun(dir, whole);
     }
   });
+});
+
+it('a loss written in TypeScript resumes to the same bits, and changed it does not', async () => {
+  const objectiveOf = (margin: number): Objective => ({
+    roles: ['target_chosen', 'rejected'],
+    loss: ({ policy, reference }) => {
+      const z = policy.target_chosen - reference.target_chosen - policy.rejected + reference.rejected - margin;
+      return { loss: z * z, gradients: { target_chosen: 2 * z, rejected: -2 * z } };
+    },
+  });
+  const args = { beta: undefined, saveSteps: 1 };
+  const uninterrupted = path('own whole');
+  await train(uninterrupted, args, {}, { objective: objectiveOf(1) });
+  for (const step of [1, 6]) {
+    const dir = interrupted(uninterrupted, step, path(`own from ${step}`));
+    await train(dir, { beta: undefined }, { resumeFromCheckpoint: true }, { objective: objectiveOf(1) });
+    expectSameRun(dir, uninterrupted);
+  }
+  const objective = { ...objectiveOf(1), loss: () => ({ loss: 0, gradients: {} }) } as Objective;
+  await expectFailure(
+    () =>
+      train(path('own changed'), args, { resumeFromCheckpoint: join(uninterrupted, 'checkpoint-1') }, { objective }),
+    'ERR_CHECKPOINT',
+    /the objective was/,
+  );
 });
 
 describe('checkpoints', () => {
@@ -242,6 +270,13 @@ describe('checkpoints', () => {
     ['other micro-batches', { microbatchTokens: 101 }, {}, /microbatchTokens was 100 and is now 101/],
     ['warm-up steps that were a ratio', { warmupSteps: 1 }, {}, /warmupSteps/],
     ['another dtype', { dtype: 'float64' }, {}, /dtype was "float32" and is now "float64"/],
+    ['another weight of SFT', { sftWeight: 0.1 }, {}, /sftWeight was 0 and is now 0\.1/],
+    [
+      'an objective of its own',
+      { beta: undefined },
+      { objective: () => () => ({ lossType: 'wrpo', beta: 0.1, alpha: 0.1 }) },
+      /the objective was/,
+    ],
     ['other data', {}, { trainDataset: tokenRows(14, 99) }, /the training data was/],
     ['the same data in another order', {}, { trainDataset: [...rows].reverse() }, /the training data was/],
     ['another model', {}, { model: () => poisonedPolicy(path('other model'), 198, 0.5) }, /the initial model was/],

@@ -11,7 +11,9 @@ import { Model } from '../lib/model/model.js';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const readme = readFileSync(join(root, 'README.md'), 'utf8');
-const block = (language: string) => new RegExp(`\`\`\`${language}\n([\\s\\S]*?)\`\`\``).exec(readme)![1]!;
+const blocks = (language: string) =>
+  [...readme.matchAll(new RegExp(`\`\`\`${language}\n([\\s\\S]*?)\`\`\``, 'g'))].map((match) => match[1]!);
+const block = (language: string) => blocks(language)[0]!;
 // Inside the package, so that `import … from 'wrpo'` finds it as an installed one would be found.
 let dir: string;
 
@@ -49,6 +51,18 @@ describe('README', () => {
     expect(globalStep).toBe(4);
     expect(trainingLoss).toBeCloseTo(Math.log(2), 3);
     expect(output.length).toBe(3); // the log at the end, the evaluation, and our own line
+  });
+
+  it('runs the objectives of one’s own', () => {
+    const [, contests, hinge] = blocks('ts');
+    for (const one of [contests, hinge]) expect(one!.trim().split('\n').length).toBeLessThanOrEqual(15);
+    const said =
+      'console.log(JSON.stringify([await trainer.train(), await hinged.train()].map((run) => run.trainingLoss)));';
+    writeFileSync(join(dir, 'own.mjs'), `${contests}${hinge}${said}\n`);
+    const output = execFileSync(process.execPath, ['own.mjs'], { cwd: dir, encoding: 'utf8' });
+    const [mixed, hinged] = JSON.parse(output.trim().split('\n').at(-1)!);
+    expect(mixed).toBeCloseTo(Math.log(2), 3); // the first steps are small: the loss of policy = reference
+    expect(hinged).toBeCloseTo(1, 3);
   });
 
   it('has an example of ten lines', () => {

@@ -140,7 +140,7 @@ export async function problemOf(
   objective: Objective,
   random: Random,
 ): Promise<Problem> {
-  const roles = rolesOf(objective.lossType);
+  const roles = rolesOf(objective);
   const { sums, counts } = await model.logProbs(packRows(rows, roles));
   return {
     rows,
@@ -157,14 +157,14 @@ export function batchOf(
   indices: readonly number[] = rows.map((_, i) => i),
   options?: { sharePrompt?: boolean },
 ): PackedBatch {
-  const roles = rolesOf(objective.lossType);
+  const roles = rolesOf(objective);
   const packed = packRows(
     indices.map((i) => rows[i]!),
     roles,
     options,
   );
   const batch = withContests(packed, contestsOf(objective));
-  if (!usesReference(objective.lossType)) return batch;
+  if (!usesReference(objective)) return batch;
   const own = indices.flatMap((i) => roles.map((_, k) => reference[i * roles.length + k]!));
   return { ...batch, reference: Float64Array.from(own) };
 }
@@ -172,7 +172,7 @@ export function batchOf(
 /** The loss from the model's log-probs alone, without `accumulate`. */
 export async function lossOf(model: Model, problem: Problem): Promise<number> {
   const { rows, objective, reference, normalizer } = problem;
-  const roles = rolesOf(objective.lossType);
+  const roles = rolesOf(objective);
   const { sums } = await model.logProbs(batchOf(problem));
   const columns = (values: Float64Array) =>
     Object.fromEntries(roles.map((role, k) => [role, rows.map((_, i) => values[i * roles.length + k]!)]));

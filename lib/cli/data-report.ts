@@ -12,7 +12,7 @@ import { WrpoError } from '../errors.js';
 import { type EncodeOptions, encodeRows, type RowIds } from '../text/encode.js';
 import type { Tokenizer } from '../text/tokenizer.js';
 import { readsWholeTexts, type TrainingArgs } from '../train/args.js';
-import { fittingLoss } from '../train/objective.js';
+import { fittingLoss, objectiveOf, rolesOf } from '../train/objective.js';
 import { encodingOf, rowFor, trainSplit } from '../train/prepare.js';
 
 /** How many rows something holds for, and where the first of them stand. */
@@ -97,7 +97,8 @@ export async function examine(file: string, run: Run, examination: Examination):
 
   const take = async () => {
     const first = report.rows - slice.length + 1;
-    const encoding = args && { ...encodingOf(args, vocabSize), tokenizer };
+    const roles = args && rolesOf(objectiveOf(args, args.alpha));
+    const encoding = args && { ...encodingOf(args, vocabSize, roles!), tokenizer };
     const readable = slice.filter((item) => !(item instanceof WrpoError)) as PreferenceRow[];
     const encoded = encoding && (await encodeEach(readable, encoding));
     for (const [i, item] of slice.entries()) {

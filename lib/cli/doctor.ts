@@ -65,8 +65,9 @@ function describeModel(dir: string): string {
   const c = readModelConfig(dir);
   const tensors = readModelTensors(dir);
   const rope = c.rope.type === 'default' ? '' : `, ${c.rope.type} rope scaling`;
-  const head = c.tieWordEmbeddings ? 'tied' : 'untied';
-  return `llama: ${c.layers} layers, width ${c.hiddenSize}, ${c.heads} heads (${c.kvHeads} for keys), vocabulary ${c.vocabSize} (${head})${rope}; ${tensors.size} tensors stored`;
+  const head = c.rewardHead ? 'no language-model head' : c.tieWordEmbeddings ? 'tied' : 'untied';
+  const kind = c.rewardHead ? `reward model (ArmoRM, ${c.rewardHead.objectives} objectives) on llama` : 'llama';
+  return `${kind}: ${c.layers} layers, width ${c.hiddenSize}, ${c.heads} heads (${c.kvHeads} for keys), vocabulary ${c.vocabSize} (${head})${rope}; ${tensors.size} tensors stored`;
 }
 
 function nodeVersion(): string {

@@ -1,7 +1,5 @@
 /** `wrpo logprobs`: one JSON line a row, with the summed log-prob of each response the row has. */
 
-import { closeSync, fsyncSync, openSync, renameSync, rmSync, writeFileSync } from 'node:fs';
-import { writeError } from '../data/files.js';
 import { splitMicrobatches } from '../data/pack.js';
 import { type PreferenceRow, type Role, readPreferences } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
@@ -11,7 +9,7 @@ import type { ComputeDtype } from '../native/addon.js';
 import { type EncodedRow, encodeRows } from '../text/encode.js';
 import { locate, tokenizerOf } from '../train/prepare.js';
 import { logProbsOf } from '../train/reference.js';
-import { writeOut } from './stdout.js';
+import { openSink } from './stdout.js';
 
 const MICROBATCH_TOKENS = 2048;
 
@@ -76,36 +74,4 @@ async function* slicesOfEqualRoles(rows: AsyncIterable<PreferenceRow>): AsyncGen
     slice.push(row);
   }
   yield slice;
-}
-
-interface Sink {
-  write(text: string): Promise<void>;
-  finish(): void;
-  abandon(): void;
-}
-
-/** Standard output, or a file that appears under its name only when it is whole. */
-function openSink(path: string | undefined): Sink {
-  if (path === undefined) {
-    return { write: writeOut, finish: () => {}, abandon: () => {} };
-  }
-  const temporary = `${path}.${process.pid}.tmp`;
-  const guarded = <T>(action: () => T): T => {
-    try {
-      return action();
-    } catch (cause) {
-      throw writeError(path, cause);
-    }
-  };
-  const handle = guarded(() => openSync(temporary, 'w'));
-  return {
-    write: async (text) => guarded(() => writeFileSync(handle, text)), // unlike writeSync, all of it or an error
-    finish: () =>
-      guarded(() => {
-        fsyncSync(handle);
-        closeSync(handle);
-        renameSync(temporary, path);
-      }),
-    abandon: () => rmSync(temporary, { force: true }),
-  };
 }

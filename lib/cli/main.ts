@@ -42,6 +42,22 @@ program
     await logprobs(options);
   });
 
+program
+  .command('score')
+  .description('rewards of responses by a reward model (ArmoRM), one JSON line a row')
+  .requiredOption('--model <dir>', 'model directory in Hugging Face layout')
+  .requiredOption(
+    '--data <file>',
+    'rows {prompt, responses: […]}, {prompt, response} or preferences: JSONL, Parquet, a directory, or a hub id',
+  )
+  .option('--dtype <dtype>', 'float32, bfloat16 or float64', 'float32')
+  .option('--output <file>', 'where to write; default: standard output')
+  .option('--rewards', 'the reward and the gate of each objective as well')
+  .action(async (options) => {
+    const { score } = await import('./score.js');
+    await score(options);
+  });
+
 const count = (text: string): number => {
   const value = Number(text);
   if (Number.isInteger(value) && value > 0) return value;

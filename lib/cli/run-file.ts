@@ -25,6 +25,9 @@ export function readRun(
   const file = config === undefined ? { values: {}, where: () => COMMAND_LINE } : readRunFile(config);
   const overrides = readKeys(options, COMMAND_LINE, say);
   const overridden = new Set([...Object.keys(options).map(camel), ...Object.keys(overrides)]);
+  // Two names of one thing.
+  if (overridden.has('simpoGamma')) overridden.add('gammaBetaRatio');
+  else if (overridden.has('gammaBetaRatio')) overridden.add('simpoGamma');
   let foreign = false;
   const notice = (line: string) => {
     foreign = true;

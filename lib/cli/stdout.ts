@@ -1,3 +1,7 @@
+/** Where commands write data: standard output, or a file of theirs. */
+import { closeSync, fsyncSync, openSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { writeError } from '../data/files.js';
+
 /** Writes to standard output and waits for it; a reader that went away is an error (EPIPE), not a crash. */
 export function writeOut(text: string): Promise<void> {
   return new Promise((resolve, reject) => {
@@ -9,4 +13,37 @@ export function writeOut(text: string): Promise<void> {
       reject(error);
     });
   });
+}
+
+/** Where a command writes its lines. */
+export interface Sink {
+  write(text: string): Promise<void>;
+  finish(): void;
+  abandon(): void;
+}
+
+/** Standard output, or a file that appears under its name only when it is whole. */
+export function openSink(path: string | undefined): Sink {
+  if (path === undefined) {
+    return { write: writeOut, finish: () => {}, abandon: () => {} };
+  }
+  const temporary = `${path}.${process.pid}.tmp`;
+  const guarded = <T>(action: () => T): T => {
+    try {
+      return action();
+    } catch (cause) {
+      throw writeError(path, cause);
+    }
+  };
+  const handle = guarded(() => openSync(temporary, 'w'));
+  return {
+    write: async (text) => guarded(() => writeFileSync(handle, text)), // unlike writeSync, all of it or an error
+    finish: () =>
+      guarded(() => {
+        fsyncSync(handle);
+        closeSync(handle);
+        renameSync(temporary, path);
+      }),
+    abandon: () => rmSync(temporary, { force: true }),
+  };
 }

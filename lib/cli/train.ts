@@ -2,7 +2,7 @@
 import { statSync } from 'node:fs';
 import { readPreferences } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
-import { evaluates, resolveArgs, type TrainingArgs, type TrainingArgsInput } from '../train/args.js';
+import { evaluates, lossOfKeys, resolveArgs, type TrainingArgs, type TrainingArgsInput } from '../train/args.js';
 import { OTHER_DEFAULTS, snake } from '../train/compat.js';
 import type { Metrics } from '../train/metrics.js';
 import { fittingLoss } from '../train/objective.js';
@@ -66,7 +66,7 @@ async function readInput(command: 'train' | 'sft', config: string, rest: string[
     input.lossType = 'sft';
   }
   const args = resolveArgs(input, where);
-  if (asked === undefined && command === 'train' && args.datasetName !== undefined) {
+  if (asked === undefined && lossOfKeys(input) === undefined && command === 'train' && args.datasetName !== undefined) {
     const fitting = await lossOf(args.datasetName, args);
     // What "sigmoid" means in the authors' files is another loss.
     input.lossType = fitting === 'sigmoid' ? 'dpo' : fitting;
@@ -79,6 +79,7 @@ async function readInput(command: 'train' | 'sft', config: string, rest: string[
 /** A file for another trainer counts on that one's defaults. */
 function sayDefaults(config: string, input: Record<string, unknown>): void {
   const meant = (name: string) => {
+    if (input.preset !== undefined && (name === 'beta' || name === 'learningRate')) return false;
     if (name === 'beta') return input.lossType !== 'sft';
     return name !== 'warmupRatio' || input.warmupSteps === undefined;
   };

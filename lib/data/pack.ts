@@ -101,8 +101,13 @@ export interface Contest {
   coefficients: Partial<Record<Role, number>>;
 }
 
-/** The batch with the same contests for each of its prompts. */
+/** The batch with the same contests for each of its prompts. Throws ERR_CONFIG when one names a role that it lacks. */
 export function withContests(batch: PackedBatch, contests: readonly Contest[]): PackedBatch {
+  const roles = new Set(batch.roles);
+  for (const role of contests.flatMap(({ coefficients }) => Object.keys(coefficients) as Role[])) {
+    if (roles.has(role) || roles.size === 0) continue;
+    throw new WrpoError('ERR_CONFIG', `a contest names "${role}"; the batch holds ${[...roles].join(', ')}`);
+  }
   const groups = [0];
   const offsets = [0];
   const responses: number[] = [];
@@ -128,5 +133,22 @@ export function withContests(batch: PackedBatch, contests: readonly Contest[]): 
     contestResponses: Int32Array.from(responses),
     contestCoefficients: Float64Array.from(coefficients),
     contestWeights: Float64Array.from(weights),
+  };
+}
+
+/** The batch with one linear contest a prompt, whose gradient with respect to each response's log-prob is the given one. */
+export function withGradients<B extends Batch>(batch: B, dLossDLogp: ArrayLike<number>): B {
+  const prompts = batch.groupOffsets.length - 1;
+  const responses = batch.responseOffsets.length - 1;
+  if (dLossDLogp.length !== responses) {
+    throw new WrpoError('ERR_CONFIG', `expected ${responses} values in dLossDLogp, received ${dLossDLogp.length}`);
+  }
+  return {
+    ...batch,
+    contestGroups: Int32Array.from({ length: prompts + 1 }, (_, g) => g),
+    contestOffsets: batch.groupOffsets,
+    contestResponses: Int32Array.from({ length: responses }, (_, k) => k),
+    contestCoefficients: Float64Array.from(dLossDLogp, (slope) => -slope),
+    contestWeights: new Float64Array(prompts).fill(1),
   };
 }

@@ -74,7 +74,7 @@ export async function* readPreferences(source: string, options: ReadOptions = {}
 }
 
 /** The columns of a table that make rows. Throws when they make none, before anything of it is read. */
-function chooseColumns(columns: readonly string[], file: string): string[] {
+export function chooseColumns(columns: readonly string[], file: string): string[] {
   const responses = columns.filter((name) => RESPONSES.includes(name));
   const others = columns.filter((name) => !KNOWN.has(name));
   const given = `its columns are ${columns.map((name) => `"${name}"`).join(', ')}`;
@@ -181,7 +181,11 @@ function fromMessages(value: unknown, where: string): PreferenceRow {
   return { where, prompt: messages.slice(0, last), responses: { completion: [messages[last]!] } };
 }
 
-function readResponse({ key, value }: Field, { where, prompt }: PreferenceRow): Content {
+/** A response to the row's prompt; `key` names it in errors. */
+export function readResponse(
+  { key, value }: Pick<Field, 'key' | 'value'>,
+  { where, prompt }: Pick<PreferenceRow, 'where' | 'prompt'>,
+): Content {
   const content = readContent(value, key, where);
   if (isIds(content) !== isIds(prompt)) {
     const [ids, text] = isIds(content) ? [key, 'prompt'] : ['prompt', key];
@@ -199,7 +203,8 @@ function readResponse({ key, value }: Field, { where, prompt }: PreferenceRow): 
   return [answer];
 }
 
-function readContent(value: unknown, key: string, where: string): Content {
+/** A text, a conversation or token ids, checked; `key` names it in errors. */
+export function readContent(value: unknown, key: string, where: string): Content {
   if (key === 'prompt' && value === '') throw fault(where, '"prompt" is empty');
   if (typeof value === 'string') return value;
   if (isRecord(value) && !(value instanceof Uint8Array)) return [readMessage(value, key, where)];

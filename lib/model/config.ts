@@ -2,11 +2,17 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { WrpoError } from '../errors.js';
-import type { ModelShape } from '../native/addon.js';
+import type { ModelShape, RewardShape } from '../native/addon.js';
 
 /** A model's shape, and the config.json it came from, which is saved again with the weights. */
 export interface ModelConfig extends ModelShape {
+  rewardHead?: RewardConfig;
   huggingFace: Record<string, unknown>;
+}
+
+/** A reward head, and the token ids whose last occurrence begins where a conversation is gated. */
+export interface RewardConfig extends RewardShape {
+  pattern: readonly number[];
 }
 
 type Json = Record<string, unknown>;
@@ -100,6 +106,27 @@ export function parseModelConfig(json: Json, where = 'config'): ModelConfig {
     initializerRange: positive(json, 'initializer_range', 0.02),
     tieWordEmbeddings: json.tie_word_embeddings === true,
     rope: ropeShape,
+    ...(isReward(json) && { rewardHead: rewardHeadOf(json) }),
     huggingFace: json,
   };
+
+  /** ArmoRM's head. */
+  function rewardHeadOf({ token_pattern_for_tests: pattern = USER_TURN_ENDS }: Json): RewardConfig {
+    if (!Array.isArray(pattern) || pattern.length === 0 || !pattern.every((id) => Number.isInteger(id) && id >= 0)) {
+      return fail(`"token_pattern_for_tests" must be a list of token ids, found ${show(pattern)}`);
+    }
+    return {
+      objectives: whole('num_objectives', 19),
+      gatingHidden: whole('gating_hidden_dim', 1024),
+      gatingLayers: whole('gating_n_hidden', 3),
+      temperature: positive(json, 'gating_temperature', 10),
+      pattern,
+    };
+  }
 }
+
+/** `<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n` of Llama 3, which is built into ArmoRM. */
+const USER_TURN_ENDS = [128009, 128006, 78191, 128007, 271];
+
+const isReward = ({ architectures }: Json): boolean =>
+  Array.isArray(architectures) && architectures.includes('LlamaForRewardModelWithGating');

@@ -1,4 +1,5 @@
 /** A language model in the engine: its weights, its log-probs, its gradients. */
+import { withGradients } from '../data/pack.js';
 import { WrpoError } from '../errors.js';
 import {
   type Accumulated,
@@ -16,6 +17,7 @@ import {
 } from '../native/addon.js';
 import { loadNative } from '../native/load.js';
 import { type ModelConfig, parseModelConfig, readModelConfig } from './config.js';
+import { packConversations, placeConversations, type Score, type ScoreOptions, scoresOf } from './reward.js';
 import { loadTensors, readModelTensors, type StoredTensor, saveModel } from './safetensors.js';
 
 export interface ModelOptions {
@@ -28,6 +30,12 @@ export interface ModelOptions {
   device?: 'cpu';
   /** Upper bound, in bytes, of the logits the head holds at once. Default 256 MiB. */
   headChunkBytes?: number;
+}
+
+/** dLoss/dlog π of every response of a batch. */
+export interface GivenGradients {
+  form: 'gradients';
+  dLossDLogp: ArrayLike<number>;
 }
 
 const DTYPES: readonly ComputeDtype[] = ['float32', 'float64', 'bfloat16'];
@@ -88,9 +96,35 @@ export class Model {
     return callNative(() => this.handle.logProbs(batch, options));
   }
 
-  /** Forward, loss and backward of a packed batch with contests: adds to the gradients. */
-  accumulate(batch: Batch, options: { objective: ContestForm; normalizer: number }): Promise<Accumulated> {
-    return callNative(() => this.handle.accumulate(batch, options));
+  /**
+   * Forward, loss and backward of a packed batch with contests: adds to the gradients. A loss that is computed elsewhere is
+   * given by its derivative with respect to the log-prob of every response (`form: 'gradients'`), instead of contests.
+   */
+  accumulate(
+    batch: Batch,
+    { objective, normalizer }: { objective: ContestForm | GivenGradients; normalizer: number },
+  ): Promise<Accumulated> {
+    if (objective.form !== 'gradients')
+      return callNative(() => this.handle.accumulate(batch, { objective, normalizer }));
+    // Whatever the loss is, its gradient is that of a linear one.
+    const linear = { form: 'linear', beta: 1, gamma: 0, labelSmoothing: 0, lengthNormalized: false } as const;
+    const given = { ...withGradients(batch, objective.dLossDLogp), reference: undefined };
+    return callNative(() => this.handle.accumulate(given, { objective: linear, normalizer }));
+  }
+
+  /**
+   * The reward of every conversation (token ids, its last token included), by a reward model; neither their order nor
+   * what else is scored with them matters beyond rounding. Throws ERR_MODEL for a language model, ERR_DATA naming a
+   * conversation that is empty, has an id the model does not have or no gating position.
+   */
+  async score(conversations: readonly ArrayLike<number>[], options: ScoreOptions = {}): Promise<Score[]> {
+    const scores: Score[] = [];
+    const placed = placeConversations(conversations, this.config, options, this.directory);
+    for (const batch of packConversations(placed, options.microbatchTokens)) {
+      const names = placed.slice(scores.length).map(({ where }) => where);
+      scores.push(...scoresOf(await callNative(() => this.handle.score(batch)), names));
+    }
+    return scores;
   }
 
   /**

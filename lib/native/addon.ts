@@ -55,6 +55,17 @@ export interface ModelShape {
     highFrequencyFactor: number;
     originalMaxPosition: number;
   };
+  /** Of a reward model, in the place of a language-model head. */
+  rewardHead?: RewardShape;
+}
+
+/** The head of native/model/reward.h. */
+export interface RewardShape {
+  objectives: number;
+  gatingHidden: number;
+  /** Layers of the gating network before its output. */
+  gatingLayers: number;
+  temperature: number;
 }
 
 /** A packed micro-batch; the layout is described in native/model/batch.h and made by data/pack.ts. */
@@ -81,6 +92,7 @@ export interface ContestForm {
   gamma: number;
   labelSmoothing: number;
   lengthNormalized: boolean;
+  sftWeight?: number;
 }
 
 export interface LogProbs {
@@ -103,10 +115,20 @@ export interface Accumulated {
   margins: Float64Array;
 }
 
+/** Of K conversations and n objectives. */
+export interface Scores {
+  scores: Float64Array;
+  /** [K * n], conversation by conversation, as are `gates`. */
+  rewards: Float64Array;
+  gates: Float64Array;
+}
+
 export interface NativeModel {
   initialize(seed: number): Promise<void>;
   logProbs(batch: Batch, options?: { perToken?: boolean; greedy?: boolean }): Promise<LogProbs>;
   accumulate(batch: Batch, options: { objective: ContestForm; normalizer: number }): Promise<Accumulated>;
+  /** Every response of the batch begins at the token whose state gates and ends in the conversation's last token. */
+  score(batch: Batch): Promise<Scores>;
   /** Refused while calls are queued, unless the tensors are only handed to further calls, which queue behind them. */
   parameters(options?: { master?: boolean; queued?: boolean }): NamedTensor[];
   gradients(): NamedTensor[];
@@ -136,7 +158,7 @@ export interface AdamWShape {
   maxGradNorm: number;
   warmupSteps: number;
   totalSteps: number;
-  schedule: 'cosine' | 'linear' | 'constant';
+  schedule: 'cosine' | 'linear' | 'constant' | 'constant_with_warmup';
 }
 
 export interface MemoryStats {

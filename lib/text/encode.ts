@@ -221,7 +221,7 @@ function idsOf({ prompt, responses }: PreferenceRow, roles: readonly Role[]): Ro
 }
 
 /** What the template makes of a row; its complaints name the row. */
-function naming({ where }: PreferenceRow, texts: () => string[]): string[] {
+export function naming({ where }: { where: string }, texts: () => string[]): string[] {
   try {
     return texts();
   } catch (cause) {

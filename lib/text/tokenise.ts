@@ -1,9 +1,7 @@
 /** Rows of text on their way through the tokenizer. */
-import type { PreferenceRow } from '../data/preferences.js';
-
 /** Rows with the texts that the tokenizer reads of each; the last slice says what ended it too early. */
-interface Slice {
-  rows: PreferenceRow[];
+interface Slice<Row> {
+  rows: Row[];
   texts: string[][];
   failure?: { cause: unknown };
 }
@@ -15,12 +13,12 @@ const SLICE = 16;
  * Rows with the ids of their texts, in order. While the tokenizer reads one slice, the one before it is used and the next
  * is read and rendered. When a row fails, those before it come first: they may fail too.
  */
-export async function* tokenise(
-  rows: Iterable<PreferenceRow> | AsyncIterable<PreferenceRow>,
-  render: (row: PreferenceRow) => string[],
+export async function* tokenise<Row>(
+  rows: Iterable<Row> | AsyncIterable<Row>,
+  render: (row: Row) => string[],
   encode: (texts: string[]) => Promise<number[][]>,
-): AsyncGenerator<{ row: PreferenceRow; ids: number[][] }> {
-  let before: { slice: Slice; ids: Promise<number[][]> } | undefined;
+): AsyncGenerator<{ row: Row; ids: number[][] }> {
+  let before: { slice: Slice<Row>; ids: Promise<number[][]> } | undefined;
   for await (const slice of slicesOf(rows, render)) {
     const texts = slice.texts.flat();
     const ids = texts.length > 0 ? encode(texts) : Promise.resolve([]);
@@ -32,7 +30,7 @@ export async function* tokenise(
   if (before?.slice.failure) throw before.slice.failure.cause;
 }
 
-function* spread({ rows, texts }: Slice, ids: number[][]) {
+function* spread<Row>({ rows, texts }: Slice<Row>, ids: number[][]) {
   let next = 0;
   for (const [i, row] of rows.entries()) {
     const end = next + texts[i]!.length;
@@ -41,11 +39,11 @@ function* spread({ rows, texts }: Slice, ids: number[][]) {
   }
 }
 
-async function* slicesOf(
-  rows: Iterable<PreferenceRow> | AsyncIterable<PreferenceRow>,
-  render: (row: PreferenceRow) => string[],
-): AsyncGenerator<Slice> {
-  let slice: Slice = { rows: [], texts: [] };
+async function* slicesOf<Row>(
+  rows: Iterable<Row> | AsyncIterable<Row>,
+  render: (row: Row) => string[],
+): AsyncGenerator<Slice<Row>> {
+  let slice: Slice<Row> = { rows: [], texts: [] };
   try {
     for await (const row of rows) {
       slice.texts.push(render(row));

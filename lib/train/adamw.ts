@@ -11,8 +11,8 @@ export interface AdamWOptions {
   warmupSteps?: number;
   /** Where the schedule ends. Needed by `cosine` and `linear`. */
   totalSteps?: number;
-  /** Default `constant`. */
-  schedule?: 'cosine' | 'linear' | 'constant';
+  /** Default `constant_with_warmup`; `constant` never warms up. */
+  schedule?: 'cosine' | 'linear' | 'constant' | 'constant_with_warmup';
   betas?: [number, number];
   eps?: number;
   /** Decoupled; not applied to norms. Default 0. */
@@ -41,7 +41,7 @@ export class AdamW {
           maxGradNorm: options.maxGradNorm ?? 0,
           warmupSteps: options.warmupSteps ?? 0,
           totalSteps: options.totalSteps ?? 0,
-          schedule: options.schedule ?? 'constant',
+          schedule: options.schedule ?? 'constant_with_warmup',
         }),
     );
   }

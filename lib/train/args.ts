@@ -3,6 +3,43 @@ import { createRequire } from 'node:module';
 import type { output, input as ZodInput } from 'zod';
 import { WrpoError } from '../errors.js';
 import { camel, FOREIGN_KEYS, snake, translate } from './compat.js';
+import type { LossType } from './objective.js';
+
+const WRPO = ['wrpo', 'wrpo_simpo', 'wrpo_ipo', 'wrpo_ls'] as const;
+const PAIRS = ['sigmoid', 'simpo', 'ipo'] as const;
+const LOSS_TYPES = [...WRPO, ...PAIRS, 'authors_sigmoid', 'sft'] as const satisfies readonly LossType[];
+const PREFERENCE = LOSS_TYPES.filter((name) => name !== 'sft');
+const SIMPO = ['simpo', 'wrpo_simpo'] as const;
+const IPO = ['ipo', 'wrpo_ipo'] as const;
+
+/** The losses that each argument of one belongs to. */
+const LOSS_KEYS = {
+  beta: PREFERENCE,
+  sftWeight: PREFERENCE,
+  labelSmoothing: PREFERENCE.filter((name) => !name.endsWith('ipo')),
+  ...{ alpha: WRPO, isDynamic: WRPO, chosen: PAIRS },
+  ...{ simpoGamma: SIMPO, gammaBetaRatio: SIMPO, ipoNormalization: IPO },
+} as const satisfies Record<string, readonly LossType[]>;
+type LossKey = keyof typeof LOSS_KEYS;
+
+/** Whether a loss has an argument. */
+export const usesField = (lossType: LossType, key: LossKey): boolean =>
+  (LOSS_KEYS[key] as readonly LossType[]).includes(lossType);
+
+/** The paper's Table 6, for Target-SFT. */
+const PRESETS: Record<string, Record<string, unknown>> = {
+  'table6/dpo': { lossType: 'dpo', beta: 0.01, learningRate: 3e-7 },
+  'table6/simpo': { lossType: 'simpo', beta: 10, simpoGamma: 1, learningRate: 6e-7 },
+  'table6/ipo': { lossType: 'ipo', beta: 0.01, learningRate: 1e-6 },
+  'table6/wrpo': { lossType: 'wrpo', beta: 0.01, alpha: 0.1, learningRate: 3e-7 },
+  'table6/wrpo-simpo': { lossType: 'wrpo_simpo', beta: 10, simpoGamma: 0, alpha: 0.5, learningRate: 6e-7 },
+  'table6/wrpo-ipo': { lossType: 'wrpo_ipo', beta: 0.01, alpha: 0.1, learningRate: 1e-6 },
+};
+/** Defaults that a loss has of its own; the schema has those of the others. */
+const LOSS_DEFAULTS: Record<string, Record<string, unknown>> = {
+  simpo: { beta: 10, simpoGamma: 1 },
+  wrpo_simpo: { beta: 10 },
+};
 
 function buildSchema({ z }: typeof import('zod')) {
   const positive = z.number().positive();
@@ -29,19 +66,32 @@ function buildSchema({ z }: typeof import('zod')) {
     evalDatasetName: z.string().optional(),
     outputDir: z.string(),
 
+    /** The values of the paper's Table 6 for a loss, such as `table6/wrpo`; other keys outweigh them. */
+    preset: z.string().optional(),
     /** `dpo` is another name of `sigmoid`, and the only one with `templateMode: authors`. */
     lossType: z
-      .enum(['wrpo', 'sigmoid', 'dpo', 'sft'])
+      .enum([...LOSS_TYPES, 'dpo'])
       .default('wrpo')
       .transform((name) => (name === 'dpo' ? 'sigmoid' : name)),
+    /** The paper's τ for IPO. Default 0.01, for SimPO 10. */
     beta: positive.default(0.01),
     /** The weight of the source's response; reached at the end of training when `isDynamic`. */
     alpha: fraction.default(0.1),
     isDynamic: z.boolean().default(true),
+    /** Which chosen response of a quadruple meets the rejected one. */
+    chosen: z.enum(['target', 'source']).default('target'),
     labelSmoothing: z.number().min(0).max(0.5).default(0),
+    /** SimPO's target margin. Default 1 for `simpo`, 0 for `wrpo_simpo`. */
+    simpoGamma: z.number().min(0).default(0),
+    /** The same as a multiple of beta. */
+    gammaBetaRatio: z.number().min(0).optional(),
+    ipoNormalization: z.enum(['sum', 'token_mean']).default('sum'),
+    /** Adds so much of the mean token NLL of the chosen responses, weighted as in the loss. */
+    sftWeight: z.number().min(0).default(0),
 
     learningRate: z.number().min(0).default(3e-7),
-    lrSchedulerType: z.enum(['cosine', 'linear', 'constant']).default('cosine'),
+    /** Of these only `constant` never warms up. */
+    lrSchedulerType: z.enum(['cosine', 'linear', 'constant', 'constant_with_warmup']).default('cosine'),
     warmupRatio: fraction.default(0.1),
     /** Overrides `warmupRatio`. */
     warmupSteps: z.number().int().min(0).optional(),
@@ -112,7 +162,7 @@ function buildSchema({ z }: typeof import('zod')) {
 type Schema = ReturnType<typeof buildSchema>;
 
 /** Everything with its default filled in. */
-export type TrainingArgs = output<Schema>;
+export type TrainingArgs = Omit<output<Schema>, 'gammaBetaRatio'>;
 /** What a caller writes. */
 export type TrainingArgsInput = ZodInput<Schema>;
 
@@ -174,7 +224,8 @@ export function resolveArgs(input: Record<string, unknown>, where: Where = 'args
   const given = Object.entries(readKeys(input, where, say)).filter(
     ([, value]) => value !== undefined && value !== null,
   );
-  const values = Object.fromEntries(given);
+  const own = Object.fromEntries(given);
+  const values = withDefaults(own, where);
   let result = schema().safeParse(values);
   // As Python's YAML reads 1e-6, and as a shell gives every value: a number in quotes.
   for (const { path, expected } of (result.error?.issues ?? []) as { path: PropertyKey[]; expected?: string }[]) {
@@ -185,14 +236,53 @@ export function resolveArgs(input: Record<string, unknown>, where: Where = 'args
   }
   if (!result.success) result = schema().safeParse(values);
   if (result.success) {
-    const fault = contradiction(result.data, values);
+    const { gammaBetaRatio, ...args } = result.data;
+    const fault = strayLossKey(args, own) ?? contradiction(args, values);
     if (fault) throw new WrpoError('ERR_CONFIG', `${at(where)}: ${fault}`);
-    return result.data;
+    return gammaBetaRatio === undefined ? args : { ...args, simpoGamma: gammaBetaRatio * args.beta };
   }
   const issue = result.error.issues[0]!;
   const key = String(issue.path[0]);
   const found = key in values ? show(values[key]) : 'nothing';
   throw new WrpoError('ERR_CONFIG', `${at(where, key)}: "${snake(key)}": ${issue.message} (found ${found})`);
+}
+
+/** What a preset and the loss itself say, under what was given. */
+function withDefaults(given: Record<string, unknown>, where: Where): Record<string, unknown> {
+  const name = given.preset as string | undefined;
+  const preset = name === undefined ? {} : PRESETS[name];
+  if (preset === undefined) {
+    const near = nearest(String(name), Object.keys(PRESETS));
+    const hint = near === undefined ? `expected ${Object.keys(PRESETS).join(', ')}` : `did you mean "${near}"?`;
+    throw new WrpoError('ERR_CONFIG', `${at(where, 'preset')}: unknown preset "${name}"; ${hint}`);
+  }
+  const lossType = given.lossType ?? preset.lossType ?? lossOfKeys(given);
+  return { ...LOSS_DEFAULTS[String(lossType)], ...preset, lossType, ...given };
+}
+
+/** The loss that keys without a `lossType` are written for, where they tell: SimPO's files do not name theirs. */
+export function lossOfKeys(given: Record<string, unknown>): LossType | undefined {
+  if (typeof given.preset === 'string') return PRESETS[given.preset]?.lossType as LossType | undefined;
+  return 'simpoGamma' in given || 'gammaBetaRatio' in given ? 'simpo' : undefined;
+}
+
+/** A key of another loss, unless it is 0 and means nothing; `given` is as the caller wrote it. */
+function strayLossKey(args: Omit<TrainingArgs, 'gammaBetaRatio'>, given: Record<string, unknown>): string | undefined {
+  if (given.simpoGamma !== undefined && given.gammaBetaRatio !== undefined)
+    return 'simpo_gamma and gamma_beta_ratio (simpo_gamma / beta) say the same; leave one of them out';
+  const stray = (Object.keys(LOSS_KEYS) as LossKey[]).find(
+    (key) => given[key] !== undefined && Number(given[key]) !== 0 && !usesField(args.lossType, key),
+  );
+  if (stray === undefined) return undefined;
+  return `"${snake(stray)}" belongs to loss_type ${LOSS_KEYS[stray].join(', ')}; found "${given.lossType ?? args.lossType}"`;
+}
+
+/** Throws ERR_CONFIG on arguments that an objective of the caller's own leaves no meaning. */
+export function refuseLossKeys(given: Record<string, unknown>): void {
+  const ours = ['lossType', 'preset', ...Object.keys(LOSS_KEYS).filter((key) => !/^(alpha|isDynamic)$/.test(key))];
+  const stray = Object.keys(given).find((key) => given[key] !== undefined && ours.includes(camel(key)));
+  if (stray !== undefined)
+    throw new WrpoError('ERR_CONFIG', `args: "${stray}" has no meaning beside the option "objective"; leave one out`);
 }
 
 /** Whether evaluation data, if there are any, are to be used; as transformers has it, a strategy outweighs `doEval`. */
@@ -210,7 +300,7 @@ export function readsWholeTexts(args: TrainingArgs): boolean {
 function contradiction(args: TrainingArgs, given: Record<string, unknown>): string | undefined {
   const { lossType, templateMode, maxLength, maxPromptLength = 1 } = args;
   if (templateMode === 'authors' && given.lossType === 'sigmoid') {
-    return 'with template_mode authors, loss_type "sigmoid" would mean what it does in the authors\' own files, the mean over both chosen responses; this package will call that "authors_sigmoid" and does not have it yet; spell "dpo" for DPO';
+    return 'with template_mode authors, loss_type "sigmoid" would mean what it does in the authors\' own files, the mean over both chosen responses; spell "authors_sigmoid" for that, or "dpo" for DPO';
   }
   if (readsWholeTexts(args) && args.completionOnlyLoss) {
     const what =
@@ -226,10 +316,14 @@ function contradiction(args: TrainingArgs, given: Record<string, unknown>): stri
   return undefined;
 }
 
-/** Resolved arguments as a run file would spell them. */
-export function toRunFile(args: TrainingArgs): Record<string, unknown> {
-  const lossType = args.lossType === 'sigmoid' && args.templateMode === 'authors' ? 'dpo' : args.lossType;
-  return Object.fromEntries(Object.entries({ ...args, lossType }).map(([key, value]) => [snake(key), value]));
+/** Resolved arguments as a run file would spell them, each loss with its own; one of the caller's own has no name here. */
+export function toRunFile(args: TrainingArgs, ownObjective = false): Record<string, unknown> {
+  const dpo = args.lossType === 'sigmoid' && args.templateMode === 'authors';
+  const lossType = ownObjective ? 'own' : dpo ? 'dpo' : args.lossType;
+  const has = (key: string) => !(key in LOSS_KEYS) || usesField(args.lossType, key as LossKey);
+  return Object.fromEntries(
+    Object.entries({ ...args, lossType }).flatMap(([key, value]) => (has(key) ? [[snake(key), value]] : [])),
+  );
 }
 
 function show(value: unknown): string {

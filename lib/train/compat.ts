@@ -23,6 +23,8 @@ const ONE_SET = 'data sets are not mixed here; name one with dataset_name, datas
 const MAPPED: Record<string, Mapped> = {
   evaluation_strategy: renamed('evalStrategy'),
   max_seq_length: renamed('maxLength'),
+  rpo_alpha: renamed('sftWeight'),
+  cpo_alpha: renamed('sftWeight'),
   bf16: { to: 'dtype', read: (value) => (typeof value !== 'boolean' ? SWITCH : value ? { dtype: 'bfloat16' } : {}) },
   fp16: { to: 'dtype', read: (value) => (typeof value !== 'boolean' ? SWITCH : value ? HALF : {}) },
   torch_dtype: {
@@ -84,12 +86,7 @@ const FIXED: Record<string, [same: readonly unknown[], why: string]> = {
   load_in_4bit: [[false], 'weights are not quantised'],
   load_in_8bit: [[false], 'weights are not quantised'],
   neftune_noise_alpha: [[0], 'no noise is added to embeddings'],
-  trainer_type: [['wrpo', 'dpo', 'sft'], 'loss_type names the objective: wrpo, sigmoid (DPO) or sft'],
-  gamma_beta_ratio: [[], 'it belongs to SimPO, which this version does not have; loss_type is wrpo, sigmoid or sft'],
-  simpo_gamma: [[], 'it belongs to SimPO, which this version does not have; loss_type is wrpo, sigmoid or sft'],
-  cpo_alpha: [[], 'it belongs to CPO, which this version does not have; loss_type is wrpo, sigmoid or sft'],
-  rpo_alpha: [[], 'no SFT term is added to a preference loss'],
-  sft_weight: [[0], 'no SFT term is added to a preference loss'],
+  trainer_type: [['wrpo', 'dpo', 'sft'], 'loss_type names the objective: wrpo, sigmoid (DPO), sft or another'],
   ld_alpha: [[1], 'every token of a response counts alike'],
   loss_weights: [[], 'a run has one loss_type'],
   use_weighting: [[false], 'all rows have the same weight'],
@@ -180,6 +177,9 @@ const IGNORED: readonly [instead: string, keys: string][] = [
   ],
 ];
 
+const PER_RESPONSE =
+  "sft_weight adds the mean over each response's own tokens, as in the paper of RPO; TRL's is over all of a micro-batch";
+
 /** What the scripts of such files do without a key saying so: said where the key stands, unless the argument is given. */
 const HINTS: readonly [key: string, unless: string, line: string][] = [
   [
@@ -187,6 +187,8 @@ const HINTS: readonly [key: string, unless: string, line: string][] = [
     'packing',
     'the scripts of such files pack their texts and train on all tokens: packing true, packing_strategy wrapped and completion_only_loss false do the same',
   ],
+  ['rpo_alpha', 'sftWeight', PER_RESPONSE],
+  ['cpo_alpha', 'sftWeight', PER_RESPONSE],
   [
     'dataset_mixer',
     'templateMode',

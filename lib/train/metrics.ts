@@ -4,48 +4,68 @@
  */
 import type { Role } from '../data/preferences.js';
 import type { EncodedRow } from '../text/encode.js';
-import type { Objective } from './objective.js';
+import type { PromptLogProbs, Terms } from './objective.js';
 
 export type Metrics = Record<string, number>;
 
 /** One prompt's log-probs under policy and reference, with what the loss made of them. */
-export interface Example {
+export interface Example extends PromptLogProbs {
   loss: number;
-  /** Tokens the loss was taken over. */
-  tokens: number;
-  logps: Partial<Record<Role, number>>;
-  reference: Partial<Record<Role, number>>;
 }
 
-/** rewards/*, logps/* and loss of one example; rewards are beta · log(π/π_ref). */
-export function exampleMetrics(example: Example, objective: Objective): Metrics {
-  const { logps, reference, loss } = example;
-  if (objective.lossType === 'sft') return { loss, 'logps/completion': logps.completion! };
-  const { beta } = objective;
-  const reward = (role: Role) => beta * (logps[role]! - reference[role]!);
-  const target = reward('target_chosen');
-  const rejected = reward('rejected');
+/** A row's log-probs, once they are known, with the tokens they are sums over. */
+export function logProbsOfRow(
+  { responses }: EncodedRow,
+  roles: readonly Role[],
+  policy: Partial<Record<Role, number>>,
+  reference: Partial<Record<Role, number>>,
+): PromptLogProbs {
+  const lengths = Object.fromEntries(roles.map((role) => [role, responses[role]!.length]));
+  return { policy, reference, lengths } as PromptLogProbs;
+}
+
+/**
+ * rewards/*, logps/* and loss of one example. A reward is beta · log(π/π_ref), without a reference beta · log π, and where
+ * the loss is length-normalised divided by the response's length. `chosen` and `rejected` are the two sides of the margin.
+ */
+export function exampleMetrics({ loss, policy, reference, lengths }: Example, terms: Terms): Metrics {
+  const { roles, contests, form } = terms;
   const metrics: Metrics = { loss };
-  let chosen = target;
-  if (objective.lossType === 'wrpo') {
-    const source = reward('source_chosen');
-    chosen = objective.alpha * source + (1 - objective.alpha) * target;
-    metrics['rewards/source_chosen'] = source;
-    metrics['rewards/source_accuracies'] = Number(source > rejected); // the paper's hybrid-policy accuracy
-    metrics['logps/source_chosen'] = logps.source_chosen!;
-  }
-  metrics['rewards/chosen'] = chosen;
-  metrics['rewards/target_chosen'] = target;
-  metrics['rewards/rejected'] = rejected;
-  metrics['rewards/margins'] = chosen - rejected;
-  metrics['rewards/accuracies'] = Number(chosen > rejected);
-  metrics['rewards/target_accuracies'] = Number(target > rejected);
-  metrics['rewards/pivot_accuracies'] = Number(target > rejected); // the same, under the authors' name
+  for (const role of roles) metrics[`logps/${role}`] = policy[role];
+  if (terms.perToken) return metrics;
   // The authors average over the chosen responses, unweighted.
-  metrics['logps/chosen'] =
-    objective.lossType === 'wrpo' ? (logps.source_chosen! + logps.target_chosen!) / 2 : logps.target_chosen!;
-  metrics['logps/target_chosen'] = logps.target_chosen!;
-  metrics['logps/rejected'] = logps.rejected!;
+  const chosen = roles.filter((role) => role.endsWith('_chosen')).map((role) => policy[role]);
+  if (chosen.length > 0) metrics['logps/chosen'] = chosen.reduce((sum, logp) => sum + logp) / chosen.length;
+  if (terms.loss && !terms.reference) return metrics;
+
+  const rewardOf = (role: Role) =>
+    (form.beta * (policy[role] - (terms.reference ? reference[role] : 0))) /
+    (form.lengthNormalized ? lengths[role] : 1);
+  const rewards = Object.fromEntries(roles.map((role) => [role, rewardOf(role)])) as Partial<Record<Role, number>>;
+  for (const role of roles) metrics[`rewards/${role}`] = rewards[role]!;
+  if (rewards.rejected !== undefined) {
+    const beats = (role: Role) => Number(rewards[role]! > rewards.rejected!);
+    if (rewards.source_chosen !== undefined) metrics['rewards/source_accuracies'] = beats('source_chosen'); // the paper's hybrid-policy accuracy
+    if (rewards.target_chosen !== undefined) {
+      metrics['rewards/target_accuracies'] = beats('target_chosen');
+      metrics['rewards/pivot_accuracies'] = beats('target_chosen'); // the same, under the authors' name
+    }
+  }
+  if (contests.length === 0) return metrics;
+  // Of the two rejected responses of Eq. 9, the target's own makes way for the name of both together.
+  if (rewards.source_rejected !== undefined && rewards.rejected !== undefined)
+    metrics['rewards/target_rejected'] = rewards.rejected;
+  const side = (sign: number, of: Partial<Record<Role, number>>) =>
+    contests.reduce((sum, { weight, coefficients }) => {
+      const taking = (Object.entries(coefficients) as [Role, number][]).filter(([, c]) => sign * c > 0);
+      return sum + weight * taking.reduce((part, [role, c]) => part + sign * c * of[role]!, 0);
+    }, 0);
+  metrics['rewards/chosen'] = side(1, rewards);
+  metrics['rewards/rejected'] = side(-1, rewards);
+  metrics['rewards/margins'] = metrics['rewards/chosen'] - metrics['rewards/rejected'];
+  metrics['rewards/accuracies'] = Number(metrics['rewards/margins'] > 0);
+  if (form.sftWeight)
+    metrics.nll_loss = side(1, Object.fromEntries(roles.map((role) => [role, -policy[role] / lengths[role]])));
   return metrics;
 }
 
@@ -66,13 +86,12 @@ export class MetricMeans {
   #examples = 0;
 
   /** `loss` of fine-tuning is a mean over tokens, everything else a mean over examples. */
-  add(example: Example, objective: Objective): void {
-    const perToken = objective.lossType === 'sft';
-    for (const [name, value] of Object.entries(exampleMetrics(example, objective))) {
+  add(example: Example, terms: Terms): void {
+    for (const [name, value] of Object.entries(exampleMetrics(example, terms))) {
       this.#sums[name] = (this.#sums[name] ?? 0) + value;
     }
     this.#examples += 1;
-    this.#weight += perToken ? example.tokens : 1;
+    this.#weight += terms.perToken ? Object.values(example.lengths).reduce((sum, length) => sum + length) : 1;
   }
 
   means(): Metrics {

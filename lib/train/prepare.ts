@@ -14,8 +14,8 @@ import { readModelConfig } from '../model/config.js';
 import { Model } from '../model/model.js';
 import { type EncodedRow, type EncodeOptions, type EncodeReport, encodeRows } from '../text/encode.js';
 import { Tokenizer } from '../text/tokenizer.js';
-import { readsWholeTexts, type TrainingArgs } from './args.js';
-import { rolesOf, usesReference } from './objective.js';
+import { readsWholeTexts, type TrainingArgs, usesField } from './args.js';
+import { type Objective, objectiveOf, type Terms, termsOf } from './objective.js';
 import { progressBar } from './progress.js';
 import { hashRows, logProbsOf, type ReferenceColumn, referenceColumn } from './reference.js';
 
@@ -33,6 +33,8 @@ export interface DataOptions {
   tokenizer?: Tokenizer;
   /** The frozen reference, kept in memory. Default: the initial policy, whose log-probs are computed once. */
   refModel?: string | Model;
+  /** An objective of the caller's own, instead of `lossType`; as a function it follows alpha as the run ramps it. */
+  objective?: Objective | ((at: { alpha: number }) => Objective);
 }
 
 /** The encoded rows of a data set with, once known, their reference log-probs. */
@@ -49,6 +51,9 @@ export interface Prepared {
   /** A resident reference; without one, the splits have columns. */
   refModel?: Model;
   roles: Role[];
+  /** The objective at an alpha, and whether it has one. */
+  termsAt(alpha: number): Terms;
+  usesAlpha: boolean;
   /** Hash of the initial policy's weights. */
   fingerprint: string;
   /** Hash of the reference's; the policy's own without a resident one. */
@@ -63,8 +68,13 @@ export async function prepare(
   args: TrainingArgs,
   say: (line: string) => void,
 ): Promise<Prepared> {
-  const { trainDataset, evalDataset, refModel: reference = args.refModelNameOrPath } = options;
-  const roles = rolesOf(args.lossType);
+  const { trainDataset, evalDataset, objective, refModel: reference = args.refModelNameOrPath } = options;
+  const termsAt = (alpha: number) => {
+    const own = typeof objective === 'function' ? objective({ alpha }) : objective;
+    return termsOf(own ?? objectiveOf(args, alpha));
+  };
+  const usesAlpha = objective ? typeof objective === 'function' : usesField(args.lossType, 'alpha');
+  const { roles, reference: usesReference } = termsAt(args.alpha);
   // A reference that is another model has revisions of its own.
   const find = (model: string | Model) =>
     locate(model, { revision: model === options.model ? args.modelRevision : undefined, say });
@@ -76,7 +86,7 @@ export async function prepare(
     throw new WrpoError('ERR_CONFIG', `chatTemplate is not for a tokenizer that is loaded already; ${how}`);
   }
   const tokenizer = options.tokenizer ?? (await tokenizerOf(source, chatTemplate));
-  const encoding = { ...encodingOf(args, source.config.vocabSize), tokenizer };
+  const encoding = { ...encodingOf(args, source.config.vocabSize, roles), tokenizer };
   const encode = async (
     data: string | readonly unknown[],
     key: string,
@@ -100,18 +110,21 @@ export async function prepare(
           split: args.datasetTestSplit ?? 'test',
         });
   const model = await open(located, args);
-  const resident = usesReference(args.lossType) && reference !== undefined;
+  const resident = usesReference && reference !== undefined;
   const refModel = resident ? await open(await find(reference), args) : undefined;
   const fingerprint = await model.fingerprint();
   const referenceFingerprint = refModel ? await refModel.fingerprint() : fingerprint;
-  return { model, tokenizer, refModel, roles, fingerprint, referenceFingerprint, train, eval: evalSplit };
+  return {
+    ...{ model, tokenizer, refModel, roles, termsAt, usesAlpha },
+    ...{ fingerprint, referenceFingerprint, train, eval: evalSplit },
+  };
 }
 
 /** How a run turns rows into ids. */
-export function encodingOf(args: TrainingArgs, vocabSize: number): EncodeOptions {
+export function encodingOf(args: TrainingArgs, vocabSize: number, roles: readonly Role[]): EncodeOptions {
   const { lossType, packing, packingStrategy } = args;
   return {
-    ...{ roles: rolesOf(lossType), vocabSize },
+    ...{ roles, vocabSize },
     ...{ maxLength: args.maxLength, maxPromptLength: args.maxPromptLength, truncationMode: args.truncationMode },
     ...{ templateMode: args.templateMode, autoInsertEmptySystemMsg: args.autoInsertEmptySystemMsg },
     allTokens: lossType === 'sft' && (readsWholeTexts(args) || args.completionOnlyLoss === false),
@@ -148,7 +161,7 @@ function nothingLeft({ read, leftOver }: EncodeReport, { maxLength, blocks }: En
 
 /** Fills in the reference columns, unless a resident model answers for every batch; returns how many rows it filled. */
 export async function fillReference(run: Prepared, args: TrainingArgs, signal?: AbortSignal): Promise<number> {
-  if (!usesReference(args.lossType) || run.refModel) return 0;
+  if (!run.termsAt(args.alpha).reference || run.refModel) return 0;
   let filled = 0;
   for (const [name, split] of Object.entries({ train: run.train, eval: run.eval })) {
     if (!split || split.reference) continue;

@@ -10,9 +10,13 @@ import { type TrainingArgs, toRunFile } from './args.js';
 export const VERSION: string = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')).version;
 
 /** Writes both files: the resolved arguments, and versions, hashes, seed and hardware. */
-export async function describeRun(args: TrainingArgs, hashes: Record<string, string>): Promise<void> {
+export async function describeRun(
+  args: TrainingArgs,
+  ownObjective: boolean,
+  hashes: Record<string, string>,
+): Promise<void> {
   const { stringify } = await import('yaml');
-  writeFileAtomic(join(args.outputDir, 'config.yaml'), stringify(toRunFile(args)));
+  writeFileAtomic(join(args.outputDir, 'config.yaml'), stringify(toRunFile(args, ownObjective)));
   const { torchVersion, cpuCapability, threads } = loadNative().info();
   const manifest = {
     wrpo: VERSION,

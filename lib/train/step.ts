@@ -1,11 +1,12 @@
 /** One global batch: packed into micro-batches, accumulated. */
-import { packRows, splitMicrobatches, withContests } from '../data/pack.js';
+import { type PackedBatch, packRows, splitMicrobatches, withContests } from '../data/pack.js';
 import type { Role } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
+import type { Model } from '../model/model.js';
 import type { EncodedRow } from '../text/encode.js';
 import type { TrainingArgs } from './args.js';
-import { countResponseTokens, countTokens, type Example } from './metrics.js';
-import { contestsOf, formOf, type Objective, usesReference } from './objective.js';
+import { countResponseTokens, countTokens, type Example, logProbsOfRow } from './metrics.js';
+import { lossOf, type PromptLogProbs, type Terms } from './objective.js';
 import { type Prepared, referenceOf } from './prepare.js';
 import type { ReferenceColumn } from './reference.js';
 
@@ -22,7 +23,7 @@ export interface AccumulatedBatch {
 export async function accumulateBatch(
   run: Prepared,
   indices: readonly number[],
-  objective: Objective,
+  terms: Terms,
   args: TrainingArgs,
   step: number,
   signal?: AbortSignal,
@@ -30,8 +31,7 @@ export async function accumulateBatch(
   const { model, roles, train } = run;
   const batch = indices.map((i) => train.rows[i]!);
   const tokensOf = (count: typeof countTokens) => batch.reduce((sum, row) => sum + count(row, roles), 0);
-  const normalizer = objective.lossType === 'sft' ? tokensOf(countResponseTokens) : batch.length;
-  const contests = contestsOf(objective);
+  const normalizer = terms.perToken ? tokensOf(countResponseTokens) : batch.length;
   const examples: Example[] = [];
   for (const part of splitMicrobatches(batch, roles, args.microbatchTokens)) {
     if (signal?.aborted) {
@@ -40,23 +40,70 @@ export async function accumulateBatch(
     }
     const taken = indices.slice(examples.length, examples.length + part.length);
     const reference = await referenceOf(run, train, part, taken, args.sharePrompt);
-    const packed = withContests(packRows(part, roles, { sharePrompt: args.sharePrompt }), contests);
-    if (usesReference(objective.lossType)) {
-      packed.reference = Float64Array.from(reference.flatMap((row) => roles.map((role) => row[role]!)));
-    }
-    const accumulated = model.accumulate(packed, { objective: formOf(objective), normalizer });
-    const { logps, losses } = await naming(accumulated, step, part);
-    const done = part.map((row, i) => ({
-      loss: losses[i]!,
-      tokens: countResponseTokens(row, roles),
-      logps: Object.fromEntries(roles.map((role, k) => [role, logps[i * roles.length + k]!])),
-      reference: reference[i]!,
-    }));
-    if (step === 0 && usesReference(objective.lossType) && !run.refModel) checkStart(done, part, args);
+    const packed = packRows(part, roles, { sharePrompt: args.sharePrompt });
+    const accumulate = terms.loss ? accumulateFunction : accumulateContests;
+    const done = await naming(accumulate(model, packed, reference, terms, normalizer), step, part);
+    if (step === 0 && terms.reference && !run.refModel) checkStart(done, part, args);
     examples.push(...done);
   }
   return { examples, tokens: tokensOf(countTokens) };
 }
+
+/** The contests of a micro-batch in one pass, which computes log-probs, losses and gradients. */
+async function accumulateContests(
+  model: Model,
+  packed: PackedBatch,
+  reference: ReferenceColumn,
+  { contests, form, reference: compares }: Terms,
+  normalizer: number,
+): Promise<Example[]> {
+  const batch = withContests(packed, contests);
+  const each = rolesIn(packed);
+  if (compares) batch.reference = Float64Array.from(reference.flatMap((row) => each.map((role) => row[role]!)));
+  const { logps, losses } = await model.accumulate(batch, { objective: form, normalizer });
+  return promptsOf(packed, logps, reference).map((prompt, i) => ({
+    ...prompt,
+    loss: contests.reduce((sum, { weight }, q) => sum + weight * losses[i * contests.length + q]!, 0),
+  }));
+}
+
+/** A loss of the caller's own in two: log-probs, and at its derivatives there the gradients. */
+async function accumulateFunction(
+  model: Model,
+  packed: PackedBatch,
+  reference: ReferenceColumn,
+  terms: Terms,
+  normalizer: number,
+): Promise<Example[]> {
+  const { sums } = await model.logProbs(packed);
+  const prompts = promptsOf(packed, sums, reference);
+  const outcomes = prompts.map((prompt) => lossOf(terms, prompt));
+  const each = rolesIn(packed);
+  const stray = outcomes
+    .flatMap(({ gradients }) => Object.keys(gradients))
+    .find((role) => !each.includes(role as Role));
+  if (stray !== undefined) {
+    throw new WrpoError('ERR_CONFIG', `the objective's gradients name "${stray}"; its roles are ${each.join(', ')}`);
+  }
+  const dLossDLogp = outcomes.flatMap(({ gradients }) => each.map((role) => gradients[role] ?? 0));
+  for (const value of [...outcomes.map(({ loss }) => loss), ...dLossDLogp]) {
+    if (!Number.isFinite(value)) throw new WrpoError('ERR_NON_FINITE', `the objective's loss or gradient is ${value}`);
+  }
+  await model.accumulate(packed, { objective: { form: 'gradients', dLossDLogp }, normalizer });
+  return prompts.map((prompt, i) => ({ ...prompt, loss: outcomes[i]!.loss }));
+}
+
+/** The log-probs of a batch's responses by prompt and role. */
+function promptsOf(packed: PackedBatch, logps: Float64Array, reference: ReferenceColumn): PromptLogProbs[] {
+  const each = rolesIn(packed);
+  return packed.rows.map((row, i) => {
+    const policy = Object.fromEntries(each.map((role, k) => [role, logps[i * each.length + k]!]));
+    return logProbsOfRow(row, each, policy, reference[i]!);
+  });
+}
+
+/** The roles of each row, all alike. */
+const rolesIn = ({ rows, roles }: PackedBatch): Role[] => roles.slice(0, roles.length / rows.length);
 
 /** A promise whose ERR_NON_FINITE says which step and rows it was about. */
 export async function naming<T>(promise: Promise<T>, step: number, rows: readonly EncodedRow[]): Promise<T> {
@@ -73,9 +120,9 @@ export async function naming<T>(promise: Promise<T>, step: number, rows: readonl
 /** Before the first update the policy is its own reference: every log-ratio must be 0 to rounding, and the loss ln 2. */
 function checkStart(examples: Example[], rows: EncodedRow[], { dtype }: TrainingArgs): void {
   const tolerance = dtype === 'bfloat16' ? 2e-2 : 1e-4;
-  for (const [i, { logps, reference }] of examples.entries()) {
-    for (const [role, value] of Object.entries(logps) as [Role, number][]) {
-      const difference = Math.abs(value - (reference as ReferenceColumn[number])[role]!);
+  for (const [i, { policy, reference }] of examples.entries()) {
+    for (const [role, value] of Object.entries(policy) as [Role, number][]) {
+      const difference = Math.abs(value - reference[role]);
       if (difference <= tolerance * Math.max(1, Math.abs(value))) continue;
       throw new WrpoError(
         'ERR_INTERNAL',

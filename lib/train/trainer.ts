@@ -1,4 +1,5 @@
 /** The training loop: batches, accumulate, step, log, save. */
+import { createHash } from 'node:crypto';
 import { EventEmitter } from 'node:events';
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
@@ -6,7 +7,7 @@ import { appendLines, writeError, writeFileAtomic } from '../data/files.js';
 import { WrpoError } from '../errors.js';
 import type { Model } from '../model/model.js';
 import { AdamW } from './adamw.js';
-import { evaluates, resolveArgs, type TrainingArgs, type TrainingArgsInput } from './args.js';
+import { evaluates, refuseLossKeys, resolveArgs, type TrainingArgs, type TrainingArgsInput } from './args.js';
 import {
   listCheckpoints,
   pruneCheckpoints,
@@ -17,7 +18,7 @@ import {
 } from './checkpoint.js';
 import { evaluateSplit } from './evaluate.js';
 import { MetricMeans, type Metrics, Rate } from './metrics.js';
-import { type Objective, objectiveOf } from './objective.js';
+import type { Terms } from './objective.js';
 import { type DataOptions, fillReference, type Prepared, prepare, type Split } from './prepare.js';
 import { progressBar } from './progress.js';
 import { describeRun, VERSION } from './run.js';
@@ -68,6 +69,7 @@ export interface TrainOptions {
 /** The arguments that change what a step computes. */
 const RESUME_ARGS = [
   ...(['lossType', 'beta', 'alpha', 'isDynamic', 'labelSmoothing', 'dtype', 'shuffle', 'seed'] as const),
+  ...(['chosen', 'simpoGamma', 'ipoNormalization', 'sftWeight'] as const),
   ...(['learningRate', 'lrSchedulerType', 'warmupRatio', 'warmupSteps', 'weightDecay', 'maxGradNorm'] as const),
   ...(['adamBeta1', 'adamBeta2', 'adamEpsilon', 'microbatchTokens', 'sharePrompt', 'templateMode'] as const),
 ];
@@ -83,6 +85,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   /** Throws ERR_CONFIG on arguments that cannot be meant. */
   constructor(options: TrainerOptions) {
     super();
+    if (options.objective) refuseLossKeys(options.args);
     this.args = resolveArgs(options.args as Record<string, unknown>, 'args', say);
     this.#alpha = alphaAt(0, 1, this.args.alpha, this.args.isDynamic);
     this.#options = evaluates(this.args) ? options : { ...options, evalDataset: undefined };
@@ -113,7 +116,10 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     const from =
       resumeFromCheckpoint === true ? listCheckpoints(args.outputDir).at(-1) : resumeFromCheckpoint || undefined;
     const checkpoint = from === undefined ? undefined : readCheckpoint(from, resume);
-    await describeRun(args, { 'model weights': run.fingerprint, 'training data': run.train.hash });
+    await describeRun(args, this.#options.objective !== undefined, {
+      'model weights': run.fingerprint,
+      'training data': run.train.hash,
+    });
     // With the initial weights: those of a checkpoint come after it.
     await this.#fillReference(run, signal);
 
@@ -160,9 +166,9 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     try {
       while (state.global_step < total) {
         const step = state.global_step;
-        const objective = this.#objectiveAt(step, total);
+        const terms = this.#termsAt(run, step, total);
         const indices = this.#batchIndices(rows.length, globalBatch, epochSteps, step);
-        const { examples, tokens } = await accumulateBatch(run, indices, objective, args, step, signal);
+        const { examples, tokens } = await accumulateBatch(run, indices, terms, args, step, signal);
         const update = await naming(
           optimizer.step(),
           step,
@@ -173,10 +179,10 @@ export class Trainer extends EventEmitter<TrainerEvents> {
 
         // Only now: a step that is stopped half-way is taken again as a whole.
         const stepMeans = new MetricMeans();
-        for (const example of examples) for (const to of [stepMeans, means]) to.add(example, objective);
+        for (const example of examples) for (const to of [stepMeans, means]) to.add(example, terms);
         rate.add(tokens);
         const now: Metrics = { grad_norm: update.gradNorm, learning_rate: update.learningRate };
-        if (args.lossType === 'wrpo') now.cur_alpha = this.#alpha;
+        if (run.usesAlpha) now.cur_alpha = this.#alpha;
         const metrics: Metrics = { ...stepMeans.means(), ...now };
         lossSum += metrics.loss!;
         bar.update(state.global_step, { ...metrics, tokens_per_second: rate.perSecond() });
@@ -264,9 +270,9 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     if (rows > 0) this.emit('reference', { rows, seconds: (performance.now() - began) / 1000 });
   }
 
-  #objectiveAt(step: number, total: number): Objective {
+  #termsAt(run: Prepared, step: number, total: number): Terms {
     this.#alpha = alphaAt(step, total, this.args.alpha, this.args.isDynamic);
-    return objectiveOf(this.args, this.#alpha);
+    return run.termsAt(this.#alpha);
   }
 
   /** Which rows make up a step's global batch. */
@@ -286,6 +292,8 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   #resumeKey({ fingerprint, referenceFingerprint, train }: Prepared, total: number): ResumeKey {
     const { args } = this;
     return {
+      // As far as it can be seen from outside.
+      'the objective': createHash('sha256').update(sourceOf(this.#options.objective)).digest('hex').slice(0, 16),
       ...Object.fromEntries(RESUME_ARGS.map((name) => [name, args[name] ?? 'default'])),
       'the global batch': args.perDeviceTrainBatchSize * args.gradientAccumulationSteps,
       // After the settings that they follow from, so that an error names the cause.
@@ -311,5 +319,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   }
 }
 
+const sourceOf = (objective: unknown): string =>
+  JSON.stringify(objective ?? null, (_, value) => (typeof value === 'function' ? String(value) : value));
 const say = (line: string) => process.stderr.write(`${line}\n`);
 const round = (value: number, digits: number) => Number(value.toFixed(digits));

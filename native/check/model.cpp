@@ -254,7 +254,9 @@ Case preference(const char* form, const Objective& o, const std::vector<double>&
     } else {
       t["loss"] = -sum, slope = at::full_like(sum, -1), z = sum;
     }
-    t["margin"] = z, t["dpolicy"] = t["dpolicy"] + t["dloss"] * slope * u;
+    auto sft = o.sftWeight * at::tensor(coefficients, at::kDouble).clamp_min(0) / at::tensor(lengths);
+    t["loss"] = t["loss"] - (sft * t["policy"]).sum();
+    t["margin"] = z, t["dpolicy"] = t["dpolicy"] + t["dloss"] * (slope * u - sft);
   };
   c.oracle = [=](Reals& v) {
     Real sum = 0, e = o.labelSmoothing;
@@ -268,7 +270,11 @@ Case preference(const char* form, const Objective& o, const std::vector<double>&
                                          : -1;
     v["loss"] = {o.form == Form::Sigmoid ? sigmoidLoss : o.form == Form::Ipo ? distance * distance : -sum};
     v["margin"] = {o.form == Form::Linear ? sum : z};
-    for (int64_t k = 0; k < K; ++k) v["dpolicy"][k] += v["dloss"][0] * slope * u(k);
+    for (int64_t k = 0; k < K; ++k) {
+      Real sft = Real(o.sftWeight) * std::max(coefficients[k], 0.0) / lengths[k];
+      v["loss"][0] -= sft * v["policy"][k];
+      v["dpolicy"][k] += v["dloss"][0] * (slope * u(k) - sft);
+    }
   };
   return c;
 }

@@ -2,7 +2,8 @@
 // the responses. Response segment r of a prompt x with p tokens is [x_{p-1}, y_0 .. y_{n-2}] and predicts y_0 ..
 // y_{n-1}, so every response row is a loss row; a prompt segment is x_0 .. x_{p-2} and may be empty. An unshared row
 // has an empty prompt segment and its whole sequence as one response segment, with targets of -1 where nothing is
-// predicted.
+// predicted. A conversation to be scored (lib/model/reward.ts) is cut at its gate, and its response segment keeps the
+// last token: [gate .. y_{n-1}], with targets of -1 only.
 #pragma once
 #include <cstdint>
 #include <vector>

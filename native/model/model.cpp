@@ -43,7 +43,14 @@ Model::Model(const ModelConfig& config, at::ScalarType dtype, int64_t headChunkB
       decoder_(config, weights_, workspace_),
       head_(workspace_, headChunkBytes) {}
 
+void Model::requireLanguageHead() const {
+  if (config_.reward.objectives > 0)
+    fail("ERR_MODEL",
+         "this is a reward model, without a language-model head: it gives scores, not log-probs or a loss");
+}
+
 LogProbs Model::logProbs(const Batch& batch, bool perToken, bool argmax) {
+  requireLanguageHead();
   batch.validate(config_.vocabSize);
   workspace_.reset();
   PredictedRows rows(batch);
@@ -65,6 +72,7 @@ LogProbs Model::logProbs(const Batch& batch, bool perToken, bool argmax) {
 }
 
 Accumulated Model::accumulate(const Batch& batch, const Objective& objective, double normalizer) {
+  requireLanguageHead();
   batch.validate(config_.vocabSize);
   if (batch.contestGroups.empty())
     fail("ERR_DATA", "accumulate needs contests: the batch has only log-probs to compute");
@@ -118,6 +126,23 @@ Accumulated Model::accumulate(const Batch& batch, const Objective& objective, do
   }
   decoder_.backward(batch, dHidden);
   return result;
+}
+
+Scores Model::score(const Batch& batch) {
+  if (config_.reward.objectives == 0) fail("ERR_MODEL", "this is a language model, without a reward head");
+  batch.validate(config_.vocabSize);
+  std::vector<int64_t> gates, lasts;
+  for (int64_t k = 0; k < batch.responses(); ++k) {
+    gates.push_back(batch.responseOffsets[k]);
+    lasts.push_back(batch.responseOffsets[k + 1] - 1);
+    if (lasts[k] < gates[k]) fail("ERR_DATA", "conversation " + std::to_string(k) + " of the batch has no token");
+  }
+  workspace_.reset();
+  auto hidden = decoder_.forward(batch, false);
+  auto rows = [&](std::vector<int64_t>& index) {
+    return hidden.index_select(0, at::from_blob(index.data(), {int64_t(index.size())}, at::kLong)).to(at::kDouble);
+  };
+  return rewardHead(config_.reward, weights_, rows(gates), rows(lasts));
 }
 
 }  // namespace wrpo

@@ -5,6 +5,7 @@
 
 #include "model/decoder.h"
 #include "model/head.h"
+#include "model/reward.h"
 #include "train/objective.h"
 
 namespace wrpo {
@@ -30,11 +31,14 @@ class Model {
   LogProbs logProbs(const Batch& batch, bool perToken, bool argmax);
   // Adds the gradient of the batch's objective to weights().grad().
   Accumulated accumulate(const Batch& batch, const Objective& objective, double normalizer);
+  // Of a reward model: every response of the batch begins at the token whose state gates and ends in the last token.
+  Scores score(const Batch& batch);
 
   Weights& weights() { return weights_; }
   const ModelConfig& config() const { return config_; }
 
  private:
+  void requireLanguageHead() const;
   const ModelConfig config_;
   Weights weights_;
   Workspace workspace_;

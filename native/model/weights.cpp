@@ -37,7 +37,20 @@ Weights::Weights(const ModelConfig& c, at::ScalarType dtype) : config_(c) {
     add(layer + "mlp.down_proj.weight", {H, F});
   }
   add("model.norm.weight", {H});
-  if (!c.tieWordEmbeddings) add("lm_head.weight", {c.vocabSize, H});
+  if (c.reward.objectives > 0) {
+    add("regression_layer.weight", {c.reward.objectives, H});
+    add("reward_transform_matrix", {c.reward.objectives, c.reward.objectives});
+    for (int64_t i = 0, in = H; i <= c.reward.gatingLayers; ++i) {
+      std::string layer = "gating.layers." + std::to_string(i) + ".";
+      int64_t out = i < c.reward.gatingLayers ? c.reward.gatingHidden : c.reward.objectives;
+      add(layer + "weight", {out, in});
+      add(layer + "bias", {out});
+      in = out;
+    }
+    add("gating.logit_scale", {1});
+  } else if (!c.tieWordEmbeddings) {
+    add("lm_head.weight", {c.vocabSize, H});
+  }
   size_ = align(size_);
   master = at::zeros({size_}, computeType(dtype));
   work = dtype == at::kBFloat16 ? at::zeros({size_}, dtype) : master;
@@ -75,7 +88,8 @@ WeightViews Weights::viewsOf(const at::Tensor& flat) const {
     views.layers.push_back(w);
   }
   views.norm = take();
-  views.head = config_.tieWordEmbeddings ? views.embed : take();
+  // What a reward model has behind this is read by name, from the masters.
+  if (config_.reward.objectives == 0) views.head = config_.tieWordEmbeddings ? views.embed : take();
   return views;
 }
 
@@ -97,7 +111,7 @@ void Weights::initialize(uint64_t seed) {
   for (const auto& p : parameters_) {
     auto w = slice(master, p);
     if (p.decay) w.normal_(0, config_.initializerRange, generator);
-    else w.fill_(1);
+    else w.fill_(p.name.ends_with(".bias") ? 0 : 1);
   }
   syncWork();
 }

@@ -24,7 +24,7 @@ struct LayerWeights {
 };
 // The same tensors of a model, over any flat buffer.
 struct WeightViews {
-  at::Tensor embed, norm, head;  // head is embed when they are tied
+  at::Tensor embed, norm, head;  // head is embed when they are tied, undefined in a reward model
   std::vector<LayerWeights> layers;
 };
 
@@ -46,7 +46,7 @@ class Weights {
   const WeightViews& gradView();
   bool hasGrad() const { return grad_.defined(); }
 
-  // Normal(0, initializer_range) for matrices, ones for norms; the same for the same seed.
+  // Normal(0, initializer_range) for matrices, zeros for biases, ones for norms; the same for the same seed.
   void initialize(uint64_t seed);
   // After the masters changed by hand: rounds them into the working copy.
   void syncWork();

@@ -16,8 +16,9 @@ AdamW::AdamW(Weights& weights, const AdamWOptions& o) : options(o), weights_(wei
 }
 
 double AdamW::learningRateAt(const AdamWOptions& o, int64_t step) {
-  if (step < o.warmupSteps) return o.learningRate * double(step) / double(std::max<int64_t>(1, o.warmupSteps));
   if (o.schedule == "constant") return o.learningRate;
+  if (step < o.warmupSteps) return o.learningRate * double(step) / double(std::max<int64_t>(1, o.warmupSteps));
+  if (o.schedule == "constant_with_warmup") return o.learningRate;
   double progress = double(step - o.warmupSteps) / double(std::max<int64_t>(1, o.totalSteps - o.warmupSteps));
   if (o.schedule == "linear") return o.learningRate * std::max(0.0, 1 - progress);
   return o.learningRate * std::max(0.0, 0.5 * (1 + std::cos(M_PI * progress)));

@@ -11,15 +11,15 @@ namespace wrpo {
 struct AdamWOptions {
   double learningRate, beta1, beta2, eps, weightDecay, maxGradNorm;  // maxGradNorm 0 = no clipping
   int64_t warmupSteps, totalSteps;
-  std::string schedule;  // cosine | linear | constant
+  std::string schedule;  // cosine | linear | constant | constant_with_warmup
 };
 
 class AdamW {
  public:
   AdamW(Weights& weights, const AdamWOptions& options);
 
-  // The learning rate of the update that follows `step` completed ones: rising linearly from 0 over the warm-up, then
-  // the schedule (transformers' get_cosine_schedule_with_warmup and its siblings).
+  // The learning rate of the update that follows `step` completed ones: rising linearly from 0 over the warm-up (which
+  // "constant" has not), then the schedule (transformers' get_cosine_schedule_with_warmup and its siblings).
   static double learningRateAt(const AdamWOptions& options, int64_t step);
 
   struct Step {

@@ -37,7 +37,13 @@ Outcome contest(const Objective& o, std::span<const double> policy, std::span<co
       slope = -1;
       break;
   }
-  for (size_t k = 0; k < policy.size(); ++k) gradient[k] += scale * slope * unit(k) * coefficients[k];
+  for (size_t k = 0; k < policy.size(); ++k) {
+    gradient[k] += scale * slope * unit(k) * coefficients[k];
+    if (o.sftWeight == 0 || coefficients[k] <= 0) continue;
+    double share = o.sftWeight * coefficients[k] / lengths[k];
+    loss -= share * policy[k];
+    gradient[k] -= scale * share;
+  }
   return {loss, z};
 }
 

@@ -1,11 +1,17 @@
 // Every preference objective in one form. A contest between responses of one prompt has the margin
 //   z = beta * sum_k c_k (u_k P_k - B_k) - gamma,
 // P_k the summed policy log-prob, c_k the response's coefficient, u_k = 1 or 1 / length, B_k the reference's log-prob
-// in the same unit (0 without a reference); its loss is phi(z):
-//   sigmoid  (1 - e) softplus(-z) + e softplus(z)      DPO, WRPO (Eq. 6, 7), its Eq. 9 variant, SimPO; e = label
-//   smoothing ipo      (z / beta - 1 / (2 beta))^2               IPO and WRPO-IPO; beta is the paper's tau linear
-//   -sum_k c_k u_k P_k                        SFT
-// and dLoss/dP_k = beta u_k c_k phi'(z). Which coefficients make which method is a table in lib/train/objective.ts.
+// in the same unit (0 without a reference); its loss is phi(z) + w sum_k max(c_k, 0) (-P_k / length_k), phi one of
+//
+//   sigmoid: (1 - e) softplus(-z) + e softplus(z), e = labelSmoothing: DPO, WRPO (Eq. 6, 7, 9), SimPO, WRPO-SimPO.
+//
+//   ipo: (z / beta - 1 / (2 beta))^2 with gamma 0, beta the paper's tau: IPO, WRPO-IPO.
+//
+//   linear: -sum_k c_k (u_k P_k - B_k): SFT; c_k = -dLoss/dP_k makes it the gradient of any other function.
+//
+// and w = sftWeight the share of the chosen responses' mean token NLL (Iterative RPO, arXiv 2404.19733). So
+// dLoss/dP_k = beta u_k c_k phi'(z) - w max(c_k, 0) / length_k. Which coefficients make which method is a table in
+// lib/train/objective.ts.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -18,6 +24,7 @@ struct Objective {
   enum class Form { Sigmoid, Ipo, Linear } form = Form::Sigmoid;
   double beta = 0, gamma = 0, labelSmoothing = 0;
   bool lengthNormalized = false;
+  double sftWeight = 0;
 };
 
 // One contest: log-probs P and reference (empty = none), lengths and coefficients of the responses that meet. Returns

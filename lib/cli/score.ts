@@ -1,0 +1,100 @@
+/** `wrpo score`: one JSON line a row, with the reward of each of its answers. */
+import { readAnswers } from '../data/answers.js';
+import { WrpoError } from '../errors.js';
+import { readModelConfig } from '../model/config.js';
+import { Model } from '../model/model.js';
+import { requireRewardHead, type Score } from '../model/reward.js';
+import type { ComputeDtype } from '../native/addon.js';
+import { encodeConversations, type RowConversations } from '../text/conversations.js';
+import { tokenizerOf } from '../train/prepare.js';
+import { openSink } from './stdout.js';
+
+const MICROBATCH_TOKENS = 2048;
+const SECONDS_BETWEEN_NEWS = 10;
+
+export async function score(options: {
+  model: string;
+  data: string;
+  dtype: string;
+  output?: string;
+  rewards?: boolean;
+}): Promise<void> {
+  if (!['float32', 'float64', 'bfloat16'].includes(options.dtype)) {
+    throw new WrpoError('ERR_CONFIG', `--dtype "${options.dtype}": expected float32, float64 or bfloat16`);
+  }
+  // What is wrong with the model's kind or with the first rows is told before the weights are read.
+  requireRewardHead(readModelConfig(options.model), options.model);
+  const tokenizer = await tokenizerOf({ directory: options.model });
+  const parts = batches(encodeConversations(readAnswers(options.data), tokenizer));
+  let part = await parts.next();
+  const sink = openSink(options.output);
+  const news = newsOf('rows scored');
+  let model: Model | undefined;
+  try {
+    model = await Model.load(options.model, { dtype: options.dtype as ComputeDtype });
+    for (; !part.done; part = await parts.next()) {
+      const rows = part.value;
+      const where = rows.flatMap(({ row }) => row.answers.map(({ key }) => `${row.where} ("${key}")`));
+      const conversations = rows.flatMap(({ conversations }) => conversations);
+      const scores = await model.score(conversations, { where, microbatchTokens: MICROBATCH_TOKENS });
+      const lines = rows.map(({ row }) => lineOf(row, scores.splice(0, row.answers.length), options.rewards));
+      await sink.write(lines.map((line) => `${JSON.stringify(line)}\n`).join(''));
+      news.add(rows.length);
+    }
+    sink.finish();
+  } catch (error) {
+    sink.abandon();
+    throw error;
+  } finally {
+    news.end();
+    await model?.close();
+  }
+}
+
+/** Rows, in order, as many at a time as fill a batch. */
+async function* batches(rows: AsyncIterable<RowConversations>): AsyncGenerator<RowConversations[]> {
+  let part: RowConversations[] = [];
+  let filled = 0;
+  for await (const row of rows) {
+    const length = row.conversations.reduce((sum, ids) => sum + ids.length, 0);
+    if (part.length > 0 && filled + length > MICROBATCH_TOKENS) {
+      yield part;
+      part = [];
+      filled = 0;
+    }
+    part.push(row);
+    filled += length;
+  }
+  if (part.length > 0) yield part;
+}
+
+/** What is written of a row: `{score}`, `{scores: […]}` or, of a preference row, a score for each role it has. */
+function lineOf({ shape, answers }: RowConversations['row'], scores: Score[], everything = false): unknown {
+  const column = <T>(of: (score: Score) => T) => {
+    if (shape === 'response') return of(scores[0]!);
+    return shape === 'responses'
+      ? scores.map(of)
+      : Object.fromEntries(answers.map(({ key }, i) => [key, of(scores[i]!)]));
+  };
+  const values = column(({ score }) => score);
+  return {
+    ...(shape === 'roles' ? (values as object) : { [shape === 'response' ? 'score' : 'scores']: values }),
+    ...(everything && { rewards: column(({ rewards }) => rewards), gates: column(({ gates }) => gates) }),
+  };
+}
+
+/** How many there are by now, on stderr: in place on a terminal, a line now and then elsewhere. */
+function newsOf(what: string) {
+  const { isTTY } = process.stderr;
+  let count = 0;
+  let told = performance.now();
+  return {
+    add(more: number) {
+      count += more;
+      if (!isTTY && performance.now() - told < SECONDS_BETWEEN_NEWS * 1000) return;
+      told = performance.now();
+      process.stderr.write(isTTY ? `\r${count} ${what}` : `${count} ${what}\n`);
+    },
+    end: () => isTTY && process.stderr.write('\n'),
+  };
+}
