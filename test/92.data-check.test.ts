@@ -9,6 +9,7 @@ import { toPreferenceRow } from '../lib/data/preferences.ts';
 import { encodeRows } from '../lib/text/encode.ts';
 import { Tokenizer } from '../lib/text/tokenizer.ts';
 import { resolveArgs } from '../lib/train/args.ts';
+import { objectiveOf, rolesOf } from '../lib/train/objective.ts';
 import { encodingOf } from '../lib/train/prepare.ts';
 import { TestHub } from './hub.ts';
 import { FIXTURES, fail, MAIN, POLICY, scratchDirectory, succeed, tokenRows, writeRows, wrpo } from './training.ts';
@@ -105,6 +106,9 @@ describe('good rows', () => {
   it('pairs, completions and token ids; other objectives on request', async () => {
     const pairs = good.map(({ prompt, target_chosen, rejected }) => ({ prompt, chosen: target_chosen, rejected }));
     expect((await json(file(pairs))).report).toMatchObject({ lossType: 'sigmoid', bad: { count: 0 } });
+    const preset = await json(file(good), '--preset', 'table6/simpo');
+    expect(preset.report).toMatchObject({ lossType: 'simpo', lengths: { target_chosen: { count: 70 } } });
+    expect(Object.keys(preset.report.lengths)).not.toContain('source_chosen');
     const asked = await json(file(pairs), '--loss-type', 'wrpo');
     expect(asked).toMatchObject({ status: 1, report: { bad: { count: 70 } } });
     expect(asked.report.bad.first).toHaveLength(20);
@@ -287,9 +291,10 @@ describe('what else training reads', () => {
       const { source_chosen, prompt } = row;
       return toPreferenceRow(args.lossType === 'sft' ? { prompt, completion: source_chosen } : row, `${i}`);
     });
+    const roles = rolesOf(objectiveOf(args, args.alpha));
     // The first that is kept.
     const shown = args.completionOnlyLoss === false ? '2' : '1';
-    const wanted = await encodeRows(inputs, { ...encodingOf(args, 1000), tokenizer });
+    const wanted = await encodeRows(inputs, { ...encodingOf(args, 1000, roles), tokenizer });
     const options = Object.entries(keys).flatMap(([key, value]) => [`--${key}`, String(value)]);
     const { status, report } = await json(file(long), '--row', shown, ...options);
     expect(status).toBe(0);

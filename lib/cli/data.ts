@@ -1,7 +1,7 @@
 /** `wrpo data check`: what a training run would make of some rows, without loading any weights. */
 import { WrpoError } from '../errors.js';
 import { readModelConfig } from '../model/config.js';
-import { resolveArgs } from '../train/args.js';
+import { lossOfKeys, resolveArgs } from '../train/args.js';
 import { locate, tokenizerOf } from '../train/prepare.js';
 import { examine } from './data-report.js';
 import { print } from './data-view.js';
@@ -42,7 +42,7 @@ export async function checkData(options: CheckOptions, rest: string[]): Promise<
   const { vocabSize } = readModelConfig(directory);
   const tokenizer = await tokenizerOf({ directory }, args.chatTemplate);
   // What a run trains with when it names no loss is for its first row to say.
-  const lossType = input.lossType === undefined || input.lossType === null ? undefined : args.lossType;
+  const lossType = (input.lossType ?? lossOfKeys(input)) === undefined ? undefined : args.lossType;
   const report = await examine(file, { ...args, lossType }, { vocabSize, tokenizer, shown: options.row, say });
   if (options.json) await writeOut(`${JSON.stringify(report)}\n`);
   else await print(report, options.row, tokenizer);
