@@ -580,6 +580,22 @@ describe('from the command line', () => {
 });
 
 describe('the Trainer', () => {
+  it.each([
+    ...[{ lossType: 'wrpo' }, { lossType: 'dpo' }, { lossType: 'sigmoid', chosen: 'source' }, { lossType: 'sft' }],
+    ...[
+      { lossType: 'dpo', templateMode: 'authors' },
+      { lossType: 'authors_sigmoid', templateMode: 'authors' },
+    ],
+    ...[{ lossType: 'simpo', gammaBetaRatio: 0.5 }, { preset: 'table6/wrpo-simpo' }, { lossType: 'ipo' }],
+    { lossType: 'sft', packing: true, packingStrategy: 'wrapped' },
+  ] as const)('takes the arguments of another: %j', (changes) => {
+    const { args } = new Trainer({ model: 'm', trainDataset: [], args: { outputDir: 'o', ...changes } });
+    const again = new Trainer({ model: 'm', trainDataset: [], args });
+    expect(again.args).toEqual(args);
+    const changed = new Trainer({ model: 'm', trainDataset: [], args: { ...args, learningRate: 1 } });
+    expect(changed.args).toEqual({ ...args, learningRate: 1 });
+  });
+
   it('takes the same keys in camelCase, and evaluates when asked', async () => {
     const rows = tokenRows(4, 3);
     const args = {

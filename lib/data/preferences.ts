@@ -1,3 +1,4 @@
+import { editDistance } from '../edit-distance.js';
 import { WrpoError } from '../errors.js';
 import { fault } from './rows.js';
 import { readSource, type SourceOptions } from './source.js';
@@ -256,17 +257,5 @@ function hint(names: readonly string[], keys: readonly string[]): string {
 
 function isNear(key: string, name: string): boolean {
   const [a, b] = [key, name].map((text) => text.toLowerCase().replace(/[^a-z0-9]/g, '')) as [string, string];
-  return (a.length >= 4 && b.startsWith(a)) || edits(a, b) <= Math.min(2, Math.floor(b.length / 4));
-}
-
-function edits(a: string, b: string): number {
-  let row = Array.from({ length: b.length + 1 }, (_, i) => i);
-  for (let i = 1; i <= a.length; i++) {
-    const next = [i];
-    for (let j = 1; j <= b.length; j++) {
-      next[j] = Math.min(row[j]! + 1, next[j - 1]! + 1, row[j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1));
-    }
-    row = next;
-  }
-  return row[b.length]!;
+  return (a.length >= 4 && b.startsWith(a)) || editDistance(a, b) <= Math.min(2, Math.floor(b.length / 4));
 }

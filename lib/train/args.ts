@@ -1,6 +1,7 @@
 /** Training arguments: TRL's names in camelCase; files and the command line may spell them in snake_case. */
 import { createRequire } from 'node:module';
 import type { output, input as ZodInput } from 'zod';
+import { editDistance } from '../edit-distance.js';
 import { WrpoError } from '../errors.js';
 import { camel, FOREIGN_KEYS, snake, translate } from './compat.js';
 import type { LossType } from './objective.js';
@@ -224,7 +225,10 @@ export function resolveArgs(input: Record<string, unknown>, where: Where = 'args
   const given = Object.entries(readKeys(input, where, say)).filter(
     ([, value]) => value !== undefined && value !== null,
   );
-  const own = Object.fromEntries(given);
+  const all = Object.fromEntries(given);
+  // Resolved before, as a trainer's `args` are: they hold keys of every loss, of which this one's were meant.
+  const isResolved = Object.keys(schema().parse({ outputDir: '' })).every((key) => key in all);
+  const own = isResolved ? readKeys(toRunFile(all as TrainingArgs), where, say) : all;
   const values = withDefaults(own, where);
   let result = schema().safeParse(values);
   // As Python's YAML reads 1e-6, and as a shell gives every value: a number in quotes.
@@ -336,16 +340,4 @@ function nearest(name: string, names: readonly string[]): string | undefined {
     .map((known) => ({ known, distance: editDistance(name, known) }))
     .sort((a, b) => a.distance - b.distance);
   return near!.distance <= Math.max(2, name.length / 3) ? near!.known : undefined;
-}
-
-function editDistance(a: string, b: string): number {
-  let row = Array.from({ length: b.length + 1 }, (_, i) => i);
-  for (let i = 1; i <= a.length; i++) {
-    const next = [i];
-    for (let j = 1; j <= b.length; j++) {
-      next[j] = Math.min(row[j]! + 1, next[j - 1]! + 1, row[j - 1]! + Number(a[i - 1] !== b[j - 1]));
-    }
-    row = next;
-  }
-  return row[b.length]!;
 }
