@@ -9,6 +9,7 @@ import { toPreferenceRow } from '../lib/data/preferences.ts';
 import { encodeRows } from '../lib/text/encode.ts';
 import { Tokenizer } from '../lib/text/tokenizer.ts';
 import { resolveArgs } from '../lib/train/args.ts';
+import { objectiveOf, rolesOf } from '../lib/train/objective.ts';
 import { encodingOf } from '../lib/train/prepare.ts';
 import { TestHub } from './hub.ts';
 import { FIXTURES, fail, MAIN, POLICY, scratchDirectory, succeed, tokenRows, writeRows, wrpo } from './training.ts';
@@ -289,7 +290,10 @@ describe('what else training reads', () => {
     });
     // The first that is kept.
     const shown = args.completionOnlyLoss === false ? '2' : '1';
-    const wanted = await encodeRows(inputs, { ...encodingOf(args, 1000), tokenizer });
+    const wanted = await encodeRows(inputs, {
+      ...encodingOf(args, 1000, rolesOf(objectiveOf(args, args.alpha))),
+      tokenizer,
+    });
     const options = Object.entries(keys).flatMap(([key, value]) => [`--${key}`, String(value)]);
     const { status, report } = await json(file(long), '--row', shown, ...options);
     expect(status).toBe(0);
