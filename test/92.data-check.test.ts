@@ -291,10 +291,12 @@ describe('what else training reads', () => {
       const { source_chosen, prompt } = row;
       return toPreferenceRow(args.lossType === 'sft' ? { prompt, completion: source_chosen } : row, `${i}`);
     });
-    const roles = rolesOf(objectiveOf(args, args.alpha));
     // The first that is kept.
     const shown = args.completionOnlyLoss === false ? '2' : '1';
-    const wanted = await encodeRows(inputs, { ...encodingOf(args, 1000, roles), tokenizer });
+    const wanted = await encodeRows(inputs, {
+      ...encodingOf(args, 1000, rolesOf(objectiveOf(args, args.alpha))),
+      tokenizer,
+    });
     const options = Object.entries(keys).flatMap(([key, value]) => [`--${key}`, String(value)]);
     const { status, report } = await json(file(long), '--row', shown, ...options);
     expect(status).toBe(0);
