@@ -6,10 +6,10 @@ import { fileURLToPath } from 'node:url';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { type PreferenceRow, type Role, toPreferenceRow } from '../lib/data/preferences.ts';
-import { WrpoError } from '../lib/errors.ts';
 import { ChatTemplate } from '../lib/text/chat.ts';
 import { encodeRows } from '../lib/text/encode.ts';
 import { Tokenizer } from '../lib/text/tokenizer.ts';
+import { failure } from './training.ts';
 
 const loadedTokenizers = () =>
   Object.keys(createRequire(import.meta.url).cache).filter((f) => f.includes('tokenizers'));
@@ -36,16 +36,6 @@ function variant(files: Record<string, unknown>): string {
 
 const user = (content: string) => ({ role: 'user', content });
 const assistant = (content: string) => ({ role: 'assistant', content });
-
-async function failure(act: () => unknown): Promise<WrpoError> {
-  try {
-    await act();
-  } catch (error) {
-    expect(error).toBeInstanceOf(WrpoError);
-    return error as WrpoError;
-  }
-  throw new Error('expected a WrpoError');
-}
 
 describe('chat templates', () => {
   const { templates, cases } = fixture('chat_templates.json');

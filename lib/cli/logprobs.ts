@@ -2,13 +2,12 @@
 
 import { splitMicrobatches } from '../data/pack.js';
 import { type PreferenceRow, type Role, readPreferences } from '../data/preferences.js';
-import { WrpoError } from '../errors.js';
 import { readModelConfig } from '../model/config.js';
 import { Model } from '../model/model.js';
-import type { ComputeDtype } from '../native/addon.js';
 import { type EncodedRow, encodeRows } from '../text/encode.js';
 import { locate, tokenizerOf } from '../train/prepare.js';
 import { logProbsOf } from '../train/reference.js';
+import { readDtype } from './dtype.js';
 import { openSink } from './stdout.js';
 
 const MICROBATCH_TOKENS = 2048;
@@ -25,9 +24,7 @@ export async function logprobs(options: {
   dtype: string;
   output?: string;
 }): Promise<void> {
-  if (!['float32', 'float64', 'bfloat16'].includes(options.dtype)) {
-    throw new WrpoError('ERR_CONFIG', `--dtype "${options.dtype}": expected float32, float64 or bfloat16`);
-  }
+  const dtype = readDtype(options.dtype);
   const { split, revision } = options;
   const directory = await locate(options.model, { say });
   const { vocabSize } = readModelConfig(directory);
@@ -39,7 +36,7 @@ export async function logprobs(options: {
     const encoding = { tokenizer, roles, vocabSize, maxLength: Number.MAX_SAFE_INTEGER };
     slices.push({ roles, rows: (await encodeRows(rows, encoding)).rows });
   }
-  const model = await Model.load(directory, { dtype: options.dtype as ComputeDtype });
+  const model = await Model.load(directory, { dtype });
   try {
     const sink = openSink(options.output);
     try {

@@ -1,12 +1,11 @@
 /** `wrpo score`: one JSON line a row, with the reward of each of its answers. */
 import { readAnswers } from '../data/answers.js';
-import { WrpoError } from '../errors.js';
 import { readModelConfig } from '../model/config.js';
 import { Model } from '../model/model.js';
 import { requireRewardHead, type Score } from '../model/reward.js';
-import type { ComputeDtype } from '../native/addon.js';
 import { encodeConversations, type RowConversations } from '../text/conversations.js';
 import { tokenizerOf } from '../train/prepare.js';
+import { readDtype } from './dtype.js';
 import { openSink } from './stdout.js';
 
 const MICROBATCH_TOKENS = 2048;
@@ -19,9 +18,7 @@ export async function score(options: {
   output?: string;
   rewards?: boolean;
 }): Promise<void> {
-  if (!['float32', 'float64', 'bfloat16'].includes(options.dtype)) {
-    throw new WrpoError('ERR_CONFIG', `--dtype "${options.dtype}": expected float32, float64 or bfloat16`);
-  }
+  const dtype = readDtype(options.dtype);
   // What is wrong with the model's kind or with the first rows is told before the weights are read.
   requireRewardHead(readModelConfig(options.model), options.model);
   const tokenizer = await tokenizerOf({ directory: options.model });
@@ -31,7 +28,7 @@ export async function score(options: {
   const news = newsOf('rows scored');
   let model: Model | undefined;
   try {
-    model = await Model.load(options.model, { dtype: options.dtype as ComputeDtype });
+    model = await Model.load(options.model, { dtype });
     for (; !part.done; part = await parts.next()) {
       const rows = part.value;
       const where = rows.flatMap(({ row }) => row.answers.map(({ key }) => `${row.where} ("${key}")`));

@@ -1,8 +1,7 @@
 /** Rows of text or ids to the conversations that a reward model reads, ids of prompt and answer in one. */
 import type { AnswerRow } from '../data/answers.js';
 import { isIds, type Message, toMessages } from '../data/preferences.js';
-import { WrpoError } from '../errors.js';
-import { naming } from './encode.js';
+import { naming, requireReadable } from './encode.js';
 import { tokenise } from './tokenise.js';
 import type { Tokenizer } from './tokenizer.js';
 import { toAnswer } from './turns.js';
@@ -23,17 +22,11 @@ export async function* encodeConversations(
   tokenizer: Tokenizer | undefined,
 ): AsyncGenerator<RowConversations> {
   const render = (row: AnswerRow) => {
+    requireReadable(row, tokenizer);
     if (isIds(row.prompt)) return [];
-    if (!tokenizer?.hasChatTemplate) {
-      const what = tokenizer ? 'the tokenizer has no chat template' : 'there is no tokenizer';
-      throw new WrpoError(
-        'ERR_DATA',
-        `${row.where}: the row is text, but ${what}; expected a tokenizer with a chat template, or token ids`,
-      );
-    }
     const turns = toMessages(row.prompt as string | Message[]);
     return naming(row, () =>
-      row.answers.map(({ content }) => tokenizer.applyChatTemplate([...turns, toAnswer(content)])),
+      row.answers.map(({ content }) => tokenizer!.applyChatTemplate([...turns, toAnswer(content)])),
     );
   };
   for await (const { row, ids } of tokenise(rows, render, (texts) => tokenizer!.encodeBatch(texts))) {

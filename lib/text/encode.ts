@@ -201,6 +201,14 @@ function requireUsable(row: PreferenceRow, { roles, tokenizer }: EncodeOptions):
     // An empty text still is a token, its end of turn.
     if (response.length === 0 && typeof response !== 'string') throw fault(where, `"${role}" is empty`);
   }
+  requireReadable(row, tokenizer);
+}
+
+/** Throws ERR_DATA naming a row of text that no tokenizer can render. */
+export function requireReadable(
+  { where, prompt }: Pick<PreferenceRow, 'where' | 'prompt'>,
+  tokenizer: Tokenizer | undefined,
+): void {
   if (isIds(prompt) || tokenizer?.hasChatTemplate) return;
   const what = tokenizer ? 'the tokenizer has no chat template' : 'there is no tokenizer';
   throw fault(where, `the row is text, but ${what}; expected a tokenizer with a chat template, or token ids`);
