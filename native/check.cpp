@@ -46,7 +46,7 @@ std::vector<Make> testCases() {
   for (auto a : {Activation::Silu, Activation::GeluTanh})
     add(swiglu, 1, 1, a), add(swiglu, 3, 37, a), add(swiglu, 8, 64, a), add(swiglu, 150, 1021, a);
   add(logprob, 1, 1, 1, 0), add(logprob, 1, 37, 1, 0), add(logprob, 7, 129, 30, 0), add(logprob, 5, 128257, 1, 0);
-  add(logprob, 7, 129, 9, 6);
+  add(logprob, 7, 129, 1, 6);
   add(merge, 1, 1, 1), add(merge, 3, 2, 13), add(merge, 100, 7, 64);
 
   // Sizes around the edges of a tile (12 x 32) and of the blocks (96, 256, 512) of gemm.cpp.

@@ -170,7 +170,10 @@ function gemma3Ropes(config: Reader, headDim: number): Pick<Traits, 'rope' | 'lo
   if (config.json.rope_parameters == null) {
     return {
       rope: readRope(config, headDim, global),
-      localRope: { ...ropeOf(config, config.object('none'), headDim), theta: config.positive('rope_local_base_freq', local) },
+      localRope: {
+        ...ropeOf(config, config.object('none'), headDim),
+        theta: config.positive('rope_local_base_freq', local),
+      },
     };
   }
   const parameters = config.object('rope_parameters');

@@ -1,6 +1,6 @@
 /** Rotary embeddings of a config.json, in the spellings of transformers 4 and 5. */
 import type { RopeShape } from '../native/addon.js';
-import { Reader, show } from './reader.js';
+import { type Reader, show } from './reader.js';
 
 const TYPES = ['default', 'linear', 'llama3', 'yarn', 'dynamic', 'longrope'] as const;
 
@@ -33,7 +33,8 @@ export function ropeOf(config: Reader, rope: Reader, headDim: number, defaultThe
     ...{ type, dim, theta, factor: 1, attentionFactor: 1, originalMaxPosition: maxPositions },
     ...{ lowFrequencyFactor: 1, highFrequencyFactor: 4, rampLow: 0, rampHigh: 1 },
   };
-  const original = () => has('original_max_position_embeddings').whole('original_max_position_embeddings', maxPositions);
+  const original = () =>
+    has('original_max_position_embeddings').whole('original_max_position_embeddings', maxPositions);
   switch (type) {
     case 'default':
       return shape;
@@ -63,7 +64,8 @@ function yarn(rope: Reader, dim: number, theta: number, original: number, maxPos
   const factor = rope.positive('factor', maxPositions / original);
   const growth = (weight: number) => (factor <= 1 ? 1 : 0.1 * weight * Math.log(factor) + 1);
   const { mscale, mscale_all_dim: ofAll } = rope.json;
-  const derived = mscale && ofAll ? growth(rope.positive('mscale')) / growth(rope.positive('mscale_all_dim')) : growth(1);
+  const derived =
+    mscale && ofAll ? growth(rope.positive('mscale')) / growth(rope.positive('mscale_all_dim')) : growth(1);
   // The pair that turns so many times over the original context.
   const pairOf = (turns: number) => (dim * Math.log(original / (turns * 2 * Math.PI))) / (2 * Math.log(theta));
   const [fast, slow] = [pairOf(rope.positive('beta_fast', 32)), pairOf(rope.positive('beta_slow', 1))];

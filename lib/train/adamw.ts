@@ -70,7 +70,9 @@ export class AdamW {
   /** Reads what `save` wrote; `completed` is the number of updates it belongs to. */
   async load(dir: string, completed: number): Promise<void> {
     const where = join(dir, FILE);
-    await lend(this.#state(), (state) => loadTensors(loadNative(), state.map(wholeTensor), readHeader(where), { where }));
+    await lend(this.#state(), (state) =>
+      loadTensors(loadNative(), state.map(wholeTensor), readHeader(where), { where }),
+    );
     this.#handle.completed = completed;
   }
 

@@ -46,11 +46,10 @@ WRPO_INLINE void forwardRows(const T* z, int64_t V, const int32_t* targets, Scal
 
 template <class T>
 WRPO_INLINE void capRows(T* z, int64_t V, ScalarOf<T> cap, int64_t begin, int64_t end) {
-  using S = ScalarOf<T>;
   constexpr int64_t L = lanes<T>;
   int64_t i = begin * V, last = end * V;
-  for (; i + L <= last; i += L) store<T>(z + i, tanh(load<T>(z + i) * (S(1) / cap)) * cap);
-  if (i < last) storeTail<T>(z + i, last - i, tanh(loadTail<T>(z + i, last - i, T(0)) * (S(1) / cap)) * cap);
+  for (; i + L <= last; i += L) store<T>(z + i, tanh(load<T>(z + i) / cap) * cap);
+  if (i < last) storeTail<T>(z + i, last - i, tanh(loadTail<T>(z + i, last - i, T(0)) / cap) * cap);
 }
 
 template <class T>
@@ -61,15 +60,17 @@ WRPO_INLINE void backwardRows(T* z, int64_t V, const int32_t* targets, const Sca
   for (int64_t r = begin; r < end; ++r) {
     T* row = z + r * V;
     S l = lse[r], scale = -g[r];
-    S inverse = cap > 0 ? S(1) / cap : S(0), t = S(row[targets[r]]) * inverse;  // without a cap all slopes are 1
-    S atTarget = scale * (std::exp(S(row[targets[r]]) - l) - S(1)) * (S(1) - t * t);
-    auto gradient = [=](const VectorOf<T>& z) __attribute__((always_inline)) {
-      auto t = z * inverse;
-      return exp(z - l) * scale * (S(1) - t * t);
-    };
+    auto slope = [=](const auto& z) __attribute__((always_inline)) { return S(1) - z / cap * (z / cap); };
+    S target = S(row[targets[r]]), atTarget = scale * (std::exp(target - l) - S(1)) * (cap > 0 ? slope(target) : S(1));
     int64_t i = 0;
-    for (; i + L <= V; i += L) store<T>(row + i, gradient(load<T>(row + i)));
-    if (i < V) storeTail<T>(row + i, V - i, gradient(loadTail<T>(row + i, V - i, T(0))));
+    if (cap > 0) {
+      for (; i + L <= V; i += L) store<T>(row + i, exp(load<T>(row + i) - l) * scale * slope(load<T>(row + i)));
+      auto z = loadTail<T>(row + i, V - i, T(0));
+      storeTail<T>(row + i, V - i, exp(z - l) * scale * slope(z));
+    } else {
+      for (; i + L <= V; i += L) store<T>(row + i, exp(load<T>(row + i) - l) * scale);
+      if (i < V) storeTail<T>(row + i, V - i, exp(loadTail<T>(row + i, V - i, T(0)) - l) * scale);
+    }
     row[targets[r]] = T(atTarget);
   }
 }

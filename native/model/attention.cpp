@@ -3,8 +3,6 @@
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
 
-#include <algorithm>
-
 #include "kernels/gemm.h"
 #include "kernels/kernels.h"
 #include "model/blocked_attention.h"
@@ -47,7 +45,7 @@ Qkv split(const ModelConfig& c, const at::Tensor& qkv, Range queries, Range keys
 
 bool inBlocks(const ModelConfig& c, int64_t window, const Batch& batch, const at::Tensor& qkv) {
   if (c.attentionSoftcap > 0 || (qkv.scalar_type() == at::kFloat && sgemmPays())) return true;
-  return window > 0 && 1 + *std::max_element(batch.positions.begin(), batch.positions.end()) > window;
+  return window > 0 && batch.longest() > window;
 }
 
 }  // namespace

@@ -5,7 +5,6 @@
 #include <algorithm>
 
 #include "error.h"
-#include "kernels/kernels.h"
 
 namespace wrpo {
 
@@ -18,7 +17,7 @@ int32_t Rotary::partOf(int64_t variant) {
   auto [part, added] = parts_.try_emplace(variant, int32_t(parts_.size() * positions_));
   if (added) {
     auto own = ropeTable(ropeFrequencies(settings_, variant), positions_, settings_.attentionFactor);
-    table_ = table_.defined() ? at::cat({table_, own}) : own;
+    table_ = table_.defined() ? at::cat(std::vector{table_, own}) : own;
   }
   return part->second;
 }
@@ -29,7 +28,7 @@ void Rotary::prepare(const Batch& batch) {
   if (needed > positions_ || parts_.size() > 1) {
     positions_ = std::max(positions_, (needed + 255) / 256 * 256);
     parts_.clear();
-    table_ = {};
+    table_ = at::Tensor();
   }
   rows_ = batch.positions;
   int32_t original = partOf(0);

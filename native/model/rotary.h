@@ -5,6 +5,7 @@
 #include <map>
 #include <vector>
 
+#include "kernels/kernels.h"
 #include "model/batch.h"
 
 namespace wrpo {
