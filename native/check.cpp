@@ -57,8 +57,10 @@ std::vector<Make> testCases() {
   auto unshared = packed({0, 0}, {{8}, {5}}), mixed = packed({1, 0, 6}, {{4, 0}, {7}, {}});
   auto large = packed({90, 50}, {{70, 33, 24}, {17, 80}});
   for (bool promptQueries : {true, false}) {
-    add(attention, "one", one, 1, 1, 8, promptQueries, 0, 0), add(attention, "shared", shared, 4, 2, 6, promptQueries, 0, 0);
-    add(attention, "mixed", mixed, 2, 1, 5, promptQueries, 0, 0), add(attention, "large", large, 4, 2, 64, promptQueries, 0, 0);
+    add(attention, "one", one, 1, 1, 8, promptQueries, 0, 0),
+        add(attention, "shared", shared, 4, 2, 6, promptQueries, 0, 0);
+    add(attention, "mixed", mixed, 2, 1, 5, promptQueries, 0, 0),
+        add(attention, "large", large, 4, 2, 64, promptQueries, 0, 0);
     for (int64_t window : {1, 4, 60, 1000})
       add(attention, "shared", shared, 4, 2, 6, promptQueries, window, 0),
           add(attention, "large", large, 4, 2, 24, promptQueries, window, 0);

@@ -63,7 +63,8 @@ ModelConfig parseConfig(Napi::Object o) {
     fail("ERR_MODEL", "windows must hold a number for every layer, 0 for none");
   if (c.heads % c.kvHeads != 0) fail("ERR_MODEL", "heads must be a multiple of kvHeads");
   for (const RopeSettings& r : {c.rope, c.localRope}) {
-    if (r.dim < 0 || r.dim % 2 != 0 || r.dim > c.headDim) fail("ERR_MODEL", "a rope dim must be even and within headDim");
+    if (r.dim < 0 || r.dim % 2 != 0 || r.dim > c.headDim)
+      fail("ERR_MODEL", "a rope dim must be even and within headDim");
     for (const auto& factors : {r.shortFactors, r.longFactors})
       if (r.type == "longrope" && int64_t(factors.size()) != r.dim / 2)
         fail("ERR_MODEL", "longrope needs a factor for every pair of its dim");

@@ -210,7 +210,7 @@ describe('directories that are no model', () => {
     it.each<[key: string, change: Record<string, unknown>, ...parts: (string | RegExp)[]]>([
       ['model_type', { model_type: 'gpt2' }, 'model family "gpt2" is not supported', 'llama'],
       ['model_type', { model_type: undefined }, 'model family'],
-      ['hidden_act', { hidden_act: 'gelu' }, '"hidden_act" "gelu"', '"silu"'],
+      ['hidden_act', { hidden_act: 'gelu' }, '"hidden_act": "gelu"', '"silu"'],
       ['attention_bias', { attention_bias: true }, '"attention_bias"', 'not supported'],
       ['mlp_bias', { mlp_bias: true }, '"mlp_bias"', 'not supported'],
       ['vocab_size', { vocab_size: 0 }, '"vocab_size" must be a positive whole number, found 0'],

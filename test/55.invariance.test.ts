@@ -115,7 +115,7 @@ const gemma = {
 };
 const FAMILY_CONFIGS = {
   mistral: { model_type: 'mistral', sliding_window: 5 },
-  'a window of one': { model_type: 'mistral', sliding_window: 1 },
+  'a window of two': { model_type: 'mistral', sliding_window: 2 },
   qwen2: { model_type: 'qwen2', use_sliding_window: true, sliding_window: 6, max_window_layers: 1 },
   qwen3: { model_type: 'qwen3' },
   phi3: { model_type: 'phi3', partial_rotary_factor: 0.67 },

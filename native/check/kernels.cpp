@@ -64,9 +64,7 @@ Case headNorm(int64_t T, int64_t heads, int64_t d, double plus) {
   c.forward = {2 * T * H, 0};
   c.backward = {3 * T * H, 2 * d};
   auto own = [=](const at::Tensor& rows) { return rows.narrow(1, 0, H); };
-  c.ours.forward = [=](Tensors& t) {
-    headNormForward(own(t["x"]), {t["w"], plus}, eps, own(t["y"] = t["x"].clone()));
-  };
+  c.ours.forward = [=](Tensors& t) { headNormForward(own(t["x"]), {t["w"], plus}, eps, own(t["y"] = t["x"].clone())); };
   c.ours.backward = [=](Tensors& t) {
     headNormBackward(own(t["dx"] = t["dy"]), own(t["x"]), {t["w"], plus}, eps, t["dw"]);
   };

@@ -38,10 +38,10 @@ struct RopeSettings {
   std::string type = "default";  // default | linear | llama3 | yarn | dynamic | longrope
   int64_t dim = 0;               // of each head, this many rotate
   double theta = 10000, factor = 1, attentionFactor = 1;
-  double originalMaxPosition = 8192;                          // llama3; where dynamic and longrope change
-  double lowFrequencyFactor = 1, highFrequencyFactor = 4;     // llama3
-  double rampLow = 0, rampHigh = 1;                           // yarn: between these pairs, from given to divided frequency
-  std::vector<double> shortFactors, longFactors;              // longrope [dim / 2]
+  double originalMaxPosition = 8192;                       // llama3; where dynamic and longrope change
+  double lowFrequencyFactor = 1, highFrequencyFactor = 4;  // llama3
+  double rampLow = 0, rampHigh = 1;                        // yarn: between these pairs, from given to divided frequency
+  std::vector<double> shortFactors, longFactors;           // longrope [dim / 2]
   bool byLength() const { return type == "dynamic" || type == "longrope"; }
 };
 // Inverse frequencies [dim / 2] float32 for a sequence of `length` tokens (of interest only byLength), with
@@ -65,8 +65,8 @@ void softcap(const at::Tensor& z, double cap);
 // z [R, V] logits; logp, lse [R] in the compute type; argmax[r] = 1 when no logit is above the target's (may be null).
 void logprobForward(const at::Tensor& z, const int32_t* targets, const at::Tensor& logp, const at::Tensor& lse,
                     uint8_t* argmax);
-// In place z <- dLoss/dz = g_r * (onehot(target_r) - softmax(z_r)), g [R] = dLoss/dlogp in the compute type. With a cap,
-// z is what softcap() left and receives the gradient of what that was given.
+// In place z <- dLoss/dz = g_r * (onehot(target_r) - softmax(z_r)), g [R] = dLoss/dlogp in the compute type. With a
+// cap, z is what softcap() left and receives the gradient of what that was given.
 void logprobBackward(const at::Tensor& z, const int32_t* targets, const at::Tensor& lse, const at::Tensor& g,
                      double cap = 0);
 

@@ -1,6 +1,6 @@
 // RMSNorm with the residual addition fused in front of it: one read and one write of x per token instead of three
-// passes. Rounding follows transformers: LlamaRMSNorm rounds x * rstd to the storage type before the weight multiplies it,
-// Gemma's, whose factor is 1 + w, only the product.
+// passes. Rounding follows transformers: LlamaRMSNorm rounds x * rstd to the storage type before the weight multiplies
+// it, Gemma's, whose factor is 1 + w, only the product.
 #include "kernels/dispatch.h"
 #include "kernels/kernels.h"
 #include "kernels/simd.h"
@@ -49,7 +49,8 @@ WRPO_INLINE void forwardRows(const T* x, const T* residual, T* summed, const T* 
   }
 }
 
-// With n = x * rstd, f = plus + w and s = mean(dy * f * n): dx += rstd * (dy * f - n * s), dw += sum over rows of dy * n.
+// With n = x * rstd, f = plus + w and s = mean(dy * f * n): dx += rstd * (dy * f - n * s), dw += sum over rows of dy *
+// n.
 template <class T>
 WRPO_INLINE void backwardRows(const T* dy, const T* x, const T* w, ScalarOf<T> plus, const ScalarOf<T>* rstd, T* dx,
                               ScalarOf<T>* dw, int64_t H, int64_t begin, int64_t end) {

@@ -1,5 +1,6 @@
-// Rotary position embedding in place on the query and key heads of the fused qkv rows; every token's row of the table comes
-// from an array, since a packed batch restarts positions. Backward is the same rotation with the sine's sign flipped.
+// Rotary position embedding in place on the query and key heads of the fused qkv rows; every token's row of the table
+// comes from an array, since a packed batch restarts positions. Backward is the same rotation with the sine's sign
+// flipped.
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/outer.h>
@@ -34,10 +35,10 @@ WRPO_INLINE void rotateRows(T* x, int64_t ld, int64_t heads, int64_t headDim, in
   }
 }
 
-#define WRPO_ROPE(T)                                                                                                   \
-  WRPO_CLONES void rotate(T* x, int64_t ld, int64_t heads, int64_t headDim, int64_t d, const float* table,             \
-                          const int32_t* rows, int sign, int64_t begin, int64_t end) {                                 \
-    rotateRows<T>(x, ld, heads, headDim, d, table, rows, sign, begin, end);                                            \
+#define WRPO_ROPE(T)                                                                                       \
+  WRPO_CLONES void rotate(T* x, int64_t ld, int64_t heads, int64_t headDim, int64_t d, const float* table, \
+                          const int32_t* rows, int sign, int64_t begin, int64_t end) {                     \
+    rotateRows<T>(x, ld, heads, headDim, d, table, rows, sign, begin, end);                                \
   }
 WRPO_ROPE(float)
 WRPO_ROPE(double)
@@ -90,8 +91,7 @@ at::Tensor ropeTable(const at::Tensor& frequencies, int64_t positions, double at
   return table;
 }
 
-void rope(const at::Tensor& x, int64_t heads, int64_t headDim, const at::Tensor& table, const int32_t* rows,
-          int sign) {
+void rope(const at::Tensor& x, int64_t heads, int64_t headDim, const at::Tensor& table, const int32_t* rows, int sign) {
   byType(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     parallelRows(x.size(0), 64, [&](int64_t begin, int64_t end) {

@@ -1,5 +1,6 @@
-// SwiGLU, and GeGLU with the tanh approximation of GELU, on the fused gate|up rows. Backward recomputes the activation instead of keeping it (F values a token saved)
-// and writes the gradient over its input, so that no third buffer exists.
+// SwiGLU, and GeGLU with the tanh approximation of GELU, on the fused gate|up rows. Backward recomputes the activation
+// instead of keeping it (F values a token saved) and writes the gradient over its input, so that no third buffer
+// exists.
 #include "kernels/dispatch.h"
 #include "kernels/kernels.h"
 #include "kernels/simd.h"
@@ -67,14 +68,14 @@ WRPO_INLINE void backwardRows(const T* dh, T* gateUp, T* h, int64_t F, int64_t b
   }
 }
 
-#define WRPO_SWIGLU(T)                                                                                             \
-  WRPO_CLONES void forward(Activation a, const T* gateUp, T* h, int64_t F, int64_t begin, int64_t end) {           \
-    if (a == Activation::Silu) forwardRows<Silu>(gateUp, h, F, begin, end);                                        \
-    else forwardRows<GeluTanh>(gateUp, h, F, begin, end);                                                          \
-  }                                                                                                                \
-  WRPO_CLONES void backward(Activation a, const T* dh, T* gateUp, T* h, int64_t F, int64_t begin, int64_t end) {   \
-    if (a == Activation::Silu) backwardRows<Silu>(dh, gateUp, h, F, begin, end);                                   \
-    else backwardRows<GeluTanh>(dh, gateUp, h, F, begin, end);                                                     \
+#define WRPO_SWIGLU(T)                                                                                           \
+  WRPO_CLONES void forward(Activation a, const T* gateUp, T* h, int64_t F, int64_t begin, int64_t end) {         \
+    if (a == Activation::Silu) forwardRows<Silu>(gateUp, h, F, begin, end);                                      \
+    else forwardRows<GeluTanh>(gateUp, h, F, begin, end);                                                        \
+  }                                                                                                              \
+  WRPO_CLONES void backward(Activation a, const T* dh, T* gateUp, T* h, int64_t F, int64_t begin, int64_t end) { \
+    if (a == Activation::Silu) backwardRows<Silu>(dh, gateUp, h, F, begin, end);                                 \
+    else backwardRows<GeluTanh>(dh, gateUp, h, F, begin, end);                                                   \
   }
 WRPO_SWIGLU(float)
 WRPO_SWIGLU(double)
@@ -86,9 +87,8 @@ WRPO_SWIGLU(c10::BFloat16)
 void swigluForward(Activation activation, const at::Tensor& gateUp, const at::Tensor& h) {
   byType(h.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    parallelRows(h.size(0), 16, [&](int64_t b, int64_t e) {
-      forward(activation, data<T>(gateUp), data<T>(h), h.size(1), b, e);
-    });
+    parallelRows(h.size(0), 16,
+                 [&](int64_t b, int64_t e) { forward(activation, data<T>(gateUp), data<T>(h), h.size(1), b, e); });
   });
 }
 

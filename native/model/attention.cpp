@@ -50,10 +50,9 @@ bool inBlocks(const ModelConfig& c, int64_t window, const Batch& batch, const at
 
 }  // namespace
 
-void attentionForward(const ModelConfig& c, int64_t window, const Batch& batch, const at::Tensor& qkv, const at::Tensor& out,
-                      const at::Tensor& lse, bool promptQueries) {
-  if (inBlocks(c, window, batch, qkv))
-    return blockedAttentionForward(c, window, batch, qkv, out, lse, promptQueries);
+void attentionForward(const ModelConfig& c, int64_t window, const Batch& batch, const at::Tensor& qkv,
+                      const at::Tensor& out, const at::Tensor& lse, bool promptQueries) {
+  if (inBlocks(c, window, batch, qkv)) return blockedAttentionForward(c, window, batch, qkv, out, lse, promptQueries);
   auto self = [&](Range r) {
     if (r.length == 0) return;
     auto [q, k, v] = split(c, qkv, r, r);
@@ -73,15 +72,16 @@ void attentionForward(const ModelConfig& c, int64_t window, const Batch& batch, 
   }
 }
 
-void attentionBackward(const ModelConfig& c, int64_t window, const Batch& batch, const at::Tensor& dOut, const at::Tensor& qkv,
-                       const at::Tensor& out, const at::Tensor& lse, const at::Tensor& dQkv, bool promptQueries) {
+void attentionBackward(const ModelConfig& c, int64_t window, const Batch& batch, const at::Tensor& dOut,
+                       const at::Tensor& qkv, const at::Tensor& out, const at::Tensor& lse, const at::Tensor& dQkv,
+                       bool promptQueries) {
   if (inBlocks(c, window, batch, qkv))
     return blockedAttentionBackward(c, window, batch, dOut, qkv, lse, dQkv, promptQueries);
   auto part = [&](Range queries, Range keys, bool causal) {
     auto [q, k, v] = split(c, qkv, queries, keys);
-    return at::_scaled_dot_product_flash_attention_for_cpu_backward(heads(dOut, queries, 0, c.heads, c.headDim), q, k,
-                                                                    v, heads(out, queries, 0, c.heads, c.headDim),
-                                                                    statistics(lse, queries), 0.0, causal, {}, c.queryScale);
+    return at::_scaled_dot_product_flash_attention_for_cpu_backward(
+        heads(dOut, queries, 0, c.heads, c.headDim), q, k, v, heads(out, queries, 0, c.heads, c.headDim),
+        statistics(lse, queries), 0.0, causal, {}, c.queryScale);
   };
   auto self = [&](Range r) {
     if (r.length == 0) return;

@@ -24,8 +24,8 @@ struct ModelConfig {
   bool fusedProjections;  // Phi-3: qkv_proj and gate_up_proj are stored as one tensor each
   double normPlus;        // 1 in Gemma, whose norms multiply by 1 + weight; otherwise 0
   Activation activation;
-  double embeddingScale;  // Gemma: sqrt(hidden size); otherwise 1
-  double queryScale;      // of <q, k>; 1/sqrt(headDim) but in Gemma
+  double embeddingScale;                  // Gemma: sqrt(hidden size); otherwise 1
+  double queryScale;                      // of <q, k>; 1/sqrt(headDim) but in Gemma
   double attentionSoftcap, finalSoftcap;  // Gemma 2; 0 = none
   std::vector<int64_t> windows;           // [layers] keys that a row sees, itself included; 0 = all before it
   RopeSettings rope, localRope;           // localRope, where it has a dim: of the layers with a window (Gemma 3)

@@ -142,9 +142,7 @@ void Decoder::backward(const Batch& batch, const at::Tensor& dHidden) {
   auto rows = [](const at::Tensor& t, int64_t from) { return t.narrow(0, from, t.size(0) - from); };
 
   auto scratch = workspace_.mark();
-  auto take = [&](bool needed, at::IntArrayRef sizes) {
-    return needed ? workspace_.take(sizes, dtype) : at::Tensor();
-  };
+  auto take = [&](bool needed, at::IntArrayRef sizes) { return needed ? workspace_.take(sizes, dtype) : at::Tensor(); };
   auto dx = take(true, {T, H}), normed = take(true, {T, H}), dNormed = take(true, {T, H});
   auto dh = take(true, {T, F}), h = take(true, {T, F});
   auto dOut = take(true, {T, q}), dQkv = take(true, {T, c.qkvSize()});
