@@ -28,14 +28,25 @@ std::vector<Make> testCases() {
   std::vector<Make> all;
   auto add = [&](auto function, auto... arguments) { all.push_back([=] { return function(arguments...); }); };
   for (bool residual : {false, true}) {
-    add(rmsNorm, 1, 1, residual), add(rmsNorm, 1, 37, residual), add(rmsNorm, 5, 64, residual);
-    add(rmsNorm, 150, 1030, residual), add(rmsNorm, 1000, 67, residual);
+    add(rmsNorm, 1, 1, residual, 0), add(rmsNorm, 1, 37, residual, 0), add(rmsNorm, 5, 64, residual, 0);
+    add(rmsNorm, 150, 1030, residual, 0), add(rmsNorm, 1000, 67, residual, 0), add(rmsNorm, 150, 70, residual, 1);
   }
-  RopeSettings linear{"linear", 10000, 4}, llama3{"llama3", 500000, 8, 1, 4, 8192};
-  add(ropeTables, RopeSettings{}, 128, 300), add(ropeTables, linear, 80, 300), add(ropeTables, llama3, 128, 300);
-  add(ropeRotation, 1, 1, 2), add(ropeRotation, 5, 3, 10), add(ropeRotation, 333, 6, 64);
-  add(swiglu, 1, 1), add(swiglu, 3, 37), add(swiglu, 8, 64), add(swiglu, 150, 1021);
-  add(logprob, 1, 1, 1), add(logprob, 1, 37, 1), add(logprob, 7, 129, 30), add(logprob, 5, 128257, 1);
+  add(headNorm, 3, 2, 6, 0), add(headNorm, 40, 3, 64, 0), add(headNorm, 90, 2, 24, 1), add(headNorm, 25, 4, 130, 1);
+  RopeSettings usual{.dim = 128}, linear{.type = "linear", .dim = 80, .factor = 4};
+  RopeSettings llama3{.type = "llama3", .dim = 128, .theta = 500000, .factor = 8, .originalMaxPosition = 8192};
+  RopeSettings yarn{.type = "yarn", .dim = 64, .factor = 4, .attentionFactor = 1.14, .rampLow = 8, .rampHigh = 21};
+  RopeSettings dynamic{.type = "dynamic", .dim = 32, .factor = 2, .originalMaxPosition = 100};
+  RopeSettings longrope{.type = "longrope", .dim = 8, .attentionFactor = 1.1, .originalMaxPosition = 100};
+  longrope.shortFactors = {1, 1.1, 1.3, 2}, longrope.longFactors = {1.2, 2, 5, 9};
+  add(ropeTables, usual, 0, 300), add(ropeTables, linear, 0, 300), add(ropeTables, llama3, 0, 300);
+  add(ropeTables, yarn, 0, 300);
+  for (const auto& s : {dynamic, longrope}) add(ropeTables, s, 90, 100), add(ropeTables, s, 250, 300);
+  add(ropeRotation, 1, 1, 2, 2), add(ropeRotation, 5, 3, 10, 10), add(ropeRotation, 333, 6, 64, 64);
+  add(ropeRotation, 7, 3, 24, 18);
+  for (auto a : {Activation::Silu, Activation::GeluTanh})
+    add(swiglu, 1, 1, a), add(swiglu, 3, 37, a), add(swiglu, 8, 64, a), add(swiglu, 150, 1021, a);
+  add(logprob, 1, 1, 1, 0), add(logprob, 1, 37, 1, 0), add(logprob, 7, 129, 30, 0), add(logprob, 5, 128257, 1, 0);
+  add(logprob, 7, 129, 1, 6);
   add(merge, 1, 1, 1), add(merge, 3, 2, 13), add(merge, 100, 7, 64);
 
   // Sizes around the edges of a tile (12 x 32) and of the blocks (96, 256, 512) of gemm.cpp.
@@ -46,16 +57,26 @@ std::vector<Make> testCases() {
   auto unshared = packed({0, 0}, {{8}, {5}}), mixed = packed({1, 0, 6}, {{4, 0}, {7}, {}});
   auto large = packed({90, 50}, {{70, 33, 24}, {17, 80}});
   for (bool promptQueries : {true, false}) {
-    add(attention, "one", one, 1, 1, 8, promptQueries), add(attention, "shared", shared, 4, 2, 6, promptQueries);
-    add(attention, "mixed", mixed, 2, 1, 5, promptQueries), add(attention, "large", large, 4, 2, 64, promptQueries);
+    add(attention, "one", one, 1, 1, 8, promptQueries, 0, 0),
+        add(attention, "shared", shared, 4, 2, 6, promptQueries, 0, 0);
+    add(attention, "mixed", mixed, 2, 1, 5, promptQueries, 0, 0),
+        add(attention, "large", large, 4, 2, 64, promptQueries, 0, 0);
+    for (int64_t window : {1, 4, 60, 1000})
+      add(attention, "shared", shared, 4, 2, 6, promptQueries, window, 0),
+          add(attention, "large", large, 4, 2, 24, promptQueries, window, 0);
+    add(attention, "shared", shared, 4, 2, 6, promptQueries, 0, 0.7);
+    add(attention, "mixed", mixed, 2, 1, 5, promptQueries, 3, 0.7);
+    add(attention, "large", large, 4, 2, 24, promptQueries, 50, 0.7);
   }
-  add(attention, "unshared", unshared, 3, 3, 16, true);
+  add(attention, "unshared", unshared, 3, 3, 16, true, 0, 0);
 
-  add(head, 1, 5, 7, 1, HeadPass::Together);
-  add(head, 20, 13, 37, 1000, HeadPass::Together), add(head, 20, 13, 37, 6, HeadPass::Together);
-  add(head, 20, 13, 37, 8, HeadPass::BackwardAlone);
-  add(head, 70, 96, 2003, 1000, HeadPass::Together), add(head, 70, 96, 2003, 9, HeadPass::Together);
-  add(head, 70, 96, 2003, 32, HeadPass::BackwardAlone);
+  add(head, 1, 5, 7, 1, HeadPass::Together, 0);
+  add(head, 20, 13, 37, 1000, HeadPass::Together, 0), add(head, 20, 13, 37, 6, HeadPass::Together, 0);
+  add(head, 20, 13, 37, 8, HeadPass::BackwardAlone, 0);
+  add(head, 70, 96, 2003, 1000, HeadPass::Together, 0), add(head, 70, 96, 2003, 9, HeadPass::Together, 0);
+  add(head, 70, 96, 2003, 32, HeadPass::BackwardAlone, 0);
+
+  for (auto pass : {HeadPass::Together, HeadPass::BackwardAlone}) add(head, 20, 13, 37, 6, pass, 3);
 
   add(embedding, 1, 1, 1), add(embedding, 9, 13, 5), add(embedding, 300, 1030, 40);
   add(adamw, 1, 1), add(adamw, 37, 1), add(adamw, 200003, 1000);
@@ -78,16 +99,17 @@ std::vector<Make> testCases() {
 // Rows of a 1B model, so many that the traffic does not fit the caches and the whole list takes about a minute.
 std::vector<Make> perfCases() {
   return {
-      [] { return rmsNorm(4096, 2048, false); },
-      [] { return rmsNorm(4096, 2048, true); },
-      [] { return ropeRotation(4096, 40, 64); },
-      [] { return swiglu(1024, 8192); },
-      [] { return logprob(256, 128256, 1); },
+      [] { return rmsNorm(4096, 2048, false, 0); },
+      [] { return rmsNorm(4096, 2048, true, 0); },
+      [] { return headNorm(4096, 40, 64, 0); },
+      [] { return ropeRotation(4096, 40, 64, 64); },
+      [] { return swiglu(1024, 8192, Activation::Silu); },
+      [] { return logprob(256, 128256, 1, 0); },
       [] { return linearLayer(1024, 2048, 2048); },
       [] { return merge(4096, 32, 64); },
-      [] { return attention("shared", packed({300, 300}, {{250, 250, 250}, {250, 250, 250}}), 32, 8, 64, true); },
-      [] { return head(256, 1024, 32768, 256, HeadPass::Together); },
-      [] { return head(256, 1024, 32768, 64, HeadPass::BackwardAlone); },
+      [] { return attention("shared", packed({300, 300}, {{250, 250, 250}, {250, 250, 250}}), 32, 8, 64, true, 0, 0); },
+      [] { return head(256, 1024, 32768, 256, HeadPass::Together, 0); },
+      [] { return head(256, 1024, 32768, 64, HeadPass::BackwardAlone, 0); },
       [] { return embedding(4096, 2048, 16384); },
       [] { return adamw(1 << 24, 1000); },
       [] { return norm(1 << 26); },

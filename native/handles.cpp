@@ -18,27 +18,58 @@ ModelConfig parseConfig(Napi::Object o) {
     return int64_t(n);
   };
   auto whole = [&](const char* key) { return wholeOf(o, key); };
-  ModelConfig c{whole("vocabSize"),
-                whole("hiddenSize"),
-                whole("layers"),
-                whole("heads"),
-                whole("kvHeads"),
-                whole("headDim"),
-                whole("intermediateSize"),
-                whole("maxPositions"),
-                number(o, "rmsNormEps"),
-                number(o, "initializerRange"),
-                o.Get("tieWordEmbeddings").ToBoolean(),
-                {}};
-  if (c.heads % c.kvHeads != 0) fail("ERR_MODEL", "heads must be a multiple of kvHeads");
-  if (c.headDim % 2 != 0) fail("ERR_MODEL", "headDim must be even");
-  auto r = o.Get("rope").As<Napi::Object>();
-  c.rope = {text(r, "type"),
+  auto yes = [&](const char* key) { return bool(o.Get(key).ToBoolean()); };
+  auto rope = [](Napi::Object r) -> RopeSettings {
+    return {text(r, "type"),
+            int64_t(number(r, "dim")),
             number(r, "theta"),
             number(r, "factor"),
+            number(r, "attentionFactor"),
+            number(r, "originalMaxPosition"),
             number(r, "lowFrequencyFactor"),
             number(r, "highFrequencyFactor"),
-            number(r, "originalMaxPosition")};
+            number(r, "rampLow"),
+            number(r, "rampHigh"),
+            numbers<double>(r, "shortFactors"),
+            numbers<double>(r, "longFactors")};
+  };
+  ModelConfig c{.vocabSize = whole("vocabSize"),
+                .hiddenSize = whole("hiddenSize"),
+                .layers = whole("layers"),
+                .heads = whole("heads"),
+                .kvHeads = whole("kvHeads"),
+                .headDim = whole("headDim"),
+                .intermediateSize = whole("intermediateSize"),
+                .maxPositions = whole("maxPositions"),
+                .rmsNormEps = number(o, "rmsNormEps"),
+                .initializerRange = number(o, "initializerRange"),
+                .tieWordEmbeddings = yes("tieWordEmbeddings"),
+                .qkvBias = yes("qkvBias"),
+                .headNorm = yes("headNorm"),
+                .branchNorms = yes("branchNorms"),
+                .fusedProjections = yes("fusedProjections"),
+                .normPlus = number(o, "normPlus"),
+                .activation = text(o, "activation") == "silu" ? Activation::Silu : Activation::GeluTanh,
+                .embeddingScale = number(o, "embeddingScale"),
+                .queryScale = number(o, "queryScale"),
+                .attentionSoftcap = number(o, "attentionSoftcap"),
+                .finalSoftcap = number(o, "finalSoftcap"),
+                .windows = {},
+                .rope = rope(o.Get("rope").As<Napi::Object>()),
+                .localRope = {}};
+  if (o.Get("localRope").IsObject()) c.localRope = rope(o.Get("localRope").As<Napi::Object>());
+  for (int32_t w : numbers<int32_t>(o, "windows")) c.windows.push_back(w);
+  if (int64_t(c.windows.size()) != c.layers || *std::min_element(c.windows.begin(), c.windows.end()) < 0)
+    fail("ERR_MODEL", "windows must hold a number for every layer, 0 for none");
+  if (c.heads % c.kvHeads != 0) fail("ERR_MODEL", "heads must be a multiple of kvHeads");
+  for (const RopeSettings& r : {c.rope, c.localRope}) {
+    if (r.dim < 0 || r.dim % 2 != 0 || r.dim > c.headDim)
+      fail("ERR_MODEL", "a rope dim must be even and within headDim");
+    for (const auto& factors : {r.shortFactors, r.longFactors})
+      if (r.type == "longrope" && int64_t(factors.size()) != r.dim / 2)
+        fail("ERR_MODEL", "longrope needs a factor for every pair of its dim");
+  }
+  if (c.rope.dim == 0) fail("ERR_MODEL", "a rope dim must be positive");
   if (o.Get("rewardHead").IsObject()) {
     auto head = o.Get("rewardHead").As<Napi::Object>();
     c.reward = {wholeOf(head, "objectives"), wholeOf(head, "gatingHidden"), wholeOf(head, "gatingLayers"),

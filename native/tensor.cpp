@@ -131,6 +131,7 @@ Napi::Function TensorHandle::define(Napi::Env env) {
                          InstanceMethod("view", &TensorHandle::view),
                          InstanceMethod("toHost", &TensorHandle::toHost),
                          InstanceMethod("to", &TensorHandle::to),
+                         InstanceMethod("rows", &TensorHandle::rows),
                          InstanceMethod("dispose", &TensorHandle::dispose),
                      });
 }
@@ -231,6 +232,16 @@ Napi::Value TensorHandle::to(const Napi::CallbackInfo& info) {
     options.Set("device", info[0]);
     requireCpu(options);
     return info.This();
+  });
+}
+
+Napi::Value TensorHandle::rows(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    auto t = unwrap(info.This(), "this Tensor");
+    auto first = info[0].ToNumber().Int64Value(), count = info[1].ToNumber().Int64Value();
+    if (t.dim() == 0 || first < 0 || count < 0 || first + count > t.size(0))
+      fail("ERR_CONFIG", "rows: expected a range within the " + std::to_string(t.dim() == 0 ? 0 : t.size(0)) + " rows");
+    return wrap(info.Env(), t.narrow(0, first, count));
   });
 }
 

@@ -27,6 +27,7 @@ class TensorHandle : public Napi::ObjectWrap<TensorHandle> {
   Napi::Value view(const Napi::CallbackInfo& info);
   Napi::Value toHost(const Napi::CallbackInfo& info);
   Napi::Value to(const Napi::CallbackInfo& info);
+  Napi::Value rows(const Napi::CallbackInfo& info);
   Napi::Value dispose(const Napi::CallbackInfo& info);
 
   void forget();

@@ -208,9 +208,9 @@ describe('directories that are no model', () => {
 
   describe('config.json', () => {
     it.each<[key: string, change: Record<string, unknown>, ...parts: (string | RegExp)[]]>([
-      ['model_type', { model_type: 'gpt2' }, 'model family "gpt2" is not supported', '"llama"'],
+      ['model_type', { model_type: 'gpt2' }, 'model family "gpt2" is not supported', 'llama'],
       ['model_type', { model_type: undefined }, 'model family'],
-      ['hidden_act', { hidden_act: 'gelu' }, '"hidden_act" "gelu"', '"silu"'],
+      ['hidden_act', { hidden_act: 'gelu' }, '"hidden_act": "gelu"', '"silu"'],
       ['attention_bias', { attention_bias: true }, '"attention_bias"', 'not supported'],
       ['mlp_bias', { mlp_bias: true }, '"mlp_bias"', 'not supported'],
       ['vocab_size', { vocab_size: 0 }, '"vocab_size" must be a positive whole number, found 0'],
@@ -235,8 +235,8 @@ describe('directories that are no model', () => {
       ['rms_norm_eps', { rms_norm_eps: '1e-5' }, '"rms_norm_eps" must be a positive number', 'found "1e-5"'],
       ['rms_norm_eps', { rms_norm_eps: -1 }, '"rms_norm_eps"', 'found -1'],
       ['rope_theta', { rope_theta: 0 }, '"rope_theta"', 'found 0'],
-      ['rope type', { rope_scaling: { type: 'dynamic', factor: 2 } }, 'rope type "dynamic"', '"linear"'],
-      ['rope type', { rope_parameters: { rope_type: 'yarn', factor: 2 } }, 'rope type "yarn"', '"llama3"'],
+      ['rope type', { rope_scaling: { type: 'spiral', factor: 2 } }, 'rope type "spiral"', '"linear"'],
+      ['rope factor', { rope_scaling: { type: 'dynamic' } }, '"factor" must be a positive number'],
       ['rope type', { rope_scaling: { rope_type: 3 } }, 'rope type 3'],
       ['rope_scaling', { rope_scaling: 'llama3' }, '"rope_scaling" must be an object', 'found "llama3"'],
       ['rope_parameters', { rope_parameters: [] }, '"rope_parameters" must be an object'],

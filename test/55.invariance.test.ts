@@ -105,6 +105,32 @@ async function checkGradients(model: Model, problem: Problem, random: Random): P
   expectWithin(Math.abs(measured - expected), 1e-8 * Math.abs(expected) + 1e-10, 'a direction of all');
 }
 
+type GradientCase = [name: string, config: object, (random: Random) => EncodedRow[], Objective, object?];
+
+// Every branch of the decoder; sequences here have 6 to 13 tokens.
+const gemma = {
+  hidden_activation: 'gelu_pytorch_tanh',
+  query_pre_attn_scalar: 5,
+  sliding_window: 4,
+};
+const FAMILY_CONFIGS = {
+  mistral: { model_type: 'mistral', sliding_window: 5 },
+  'a window of two': { model_type: 'mistral', sliding_window: 2 },
+  qwen2: { model_type: 'qwen2', use_sliding_window: true, sliding_window: 6, max_window_layers: 1 },
+  qwen3: { model_type: 'qwen3' },
+  phi3: { model_type: 'phi3', partial_rotary_factor: 0.67 },
+  gemma2: { ...gemma, model_type: 'gemma2', attn_logit_softcapping: 2, final_logit_softcapping: 3 },
+  'gemma2, untied': { ...gemma, model_type: 'gemma2', tie_word_embeddings: false, final_logit_softcapping: 3 },
+  gemma3: {
+    ...gemma,
+    model_type: 'gemma3_text',
+    sliding_window_pattern: 2,
+    rope_scaling: { type: 'linear', factor: 3 },
+  },
+  internlm2: { model_type: 'internlm2', rope_scaling: { type: 'dynamic', factor: 2 } },
+  yarn: { rope_scaling: { rope_type: 'yarn', factor: 4, original_max_position_embeddings: 8 } },
+};
+
 describe('backward is the derivative of forward (float64)', () => {
   const llama3 = {
     rope_type: 'llama3',
@@ -115,7 +141,7 @@ describe('backward is the derivative of forward (float64)', () => {
   };
   const oneRow = { headChunkBytes: 1 };
   const wrpoRows = (random: Random) => [quadruple(random, 7, [5, 6, 3]), quadruple(random, 4, [3, 2, 8])];
-  const cases: [name: string, config: object, (random: Random) => EncodedRow[], Objective, object?][] = [
+  const cases: GradientCase[] = [
     ['grouped heads', {}, wrpoRows, WRPO],
     ['one key-value head', { num_key_value_heads: 1 }, wrpoRows, WRPO],
     ['all heads', { num_key_value_heads: 4, head_dim: undefined, hidden_size: 24 }, wrpoRows, WRPO],
@@ -198,6 +224,7 @@ describe('backward is the derivative of forward (float64)', () => {
       SFT,
     ],
     ['sigmoid', {}, wrpoRows, { lossType: 'sigmoid', beta: 0.5 }],
+    ...Object.entries(FAMILY_CONFIGS).map(([name, config]): GradientCase => [name, config, wrpoRows, WRPO]),
   ];
 
   it.each(cases)('%s', async (_, config, rowsOf, objective, options) => {
@@ -260,6 +287,28 @@ describe('packing changes nothing but rounding (float32)', () => {
       }),
       { numRuns: 150 },
     );
+  });
+
+  it.each(Object.entries(FAMILY_CONFIGS))('%s, whatever the batch', async (_, config) => {
+    const model = await tinyModel(config);
+    await fc.assert(
+      fc.asyncProperty(problems, arrangements, async ({ seed, shapes }, { cuts, sharePrompt }) => {
+        const random = randomOf(seed);
+        const rows = shapes.map(({ prompt, responses }) => quadruple(random, prompt, responses));
+        const problem = await problemOf(model, rows, WRPO, random);
+        const parts: number[][] = [[]];
+        for (const i of rows.keys()) {
+          if (cuts[i] && parts.at(-1)!.length > 0) parts.push([]);
+          parts.at(-1)!.push(i);
+        }
+        const plain = await gradientsOf(model, problem, { sharePrompt: false });
+        const other = await gradientsOf(model, problem, { parts, sharePrompt });
+        expectWithin(Math.abs(other.loss / plain.loss - 1), TOLERANCE, 'loss');
+        expectWithin(relativeL2(other.gradients, plain.gradients), TOLERANCE, 'gradients');
+      }),
+      { numRuns: 15 },
+    );
+    await model.close();
   });
 
   it('micro-batches hold every row once, in order, within the limit', () => {

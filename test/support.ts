@@ -85,14 +85,15 @@ export const TINY = {
   initializer_range: 0.25,
 };
 
-/** A random model in which every feature counts: weights large enough to move the logits, norms away from one. */
+/** A random model in which every feature counts: weights large enough to move the logits, norms away from one, biases from zero. */
 export async function tinyModel(config: object = {}, options: ModelOptions & { seed?: number } = {}): Promise<Model> {
   const model = await Model.create({ ...TINY, ...config }, options);
   const random = randomOf((options.seed ?? 42) + 1);
   for (const [name, tensor] of model.parameters({ master: true })) {
-    if (!name.includes('norm')) continue;
+    const bias = name.endsWith('.bias');
+    if (!bias && !name.includes('norm')) continue;
     const values = tensor.view() as Float32Array;
-    for (let i = 0; i < values.length; i++) values[i] = 0.5 + random();
+    for (let i = 0; i < values.length; i++) values[i] = bias ? random() - 0.5 : 0.5 + random();
   }
   await model.syncWork();
   return model;
@@ -155,7 +156,7 @@ export async function problemOf(
 export function batchOf(
   { rows, objective, reference }: Problem,
   indices: readonly number[] = rows.map((_, i) => i),
-  options?: { sharePrompt?: boolean },
+  options?: { sharePrompt?: boolean; longestShared?: number },
 ): PackedBatch {
   const roles = rolesOf(objective);
   const packed = packRows(

@@ -64,10 +64,28 @@ export async function doctor(options: { json?: boolean; model?: string }): Promi
 function describeModel(dir: string): string {
   const c = readModelConfig(dir);
   const tensors = readModelTensors(dir);
-  const rope = c.rope.type === 'default' ? '' : `, ${c.rope.type} rope scaling`;
   const head = c.rewardHead ? 'no language-model head' : c.tieWordEmbeddings ? 'tied' : 'untied';
-  const kind = c.rewardHead ? `reward model (ArmoRM, ${c.rewardHead.objectives} objectives) on llama` : 'llama';
-  return `${kind}: ${c.layers} layers, width ${c.hiddenSize}, ${c.heads} heads (${c.kvHeads} for keys), vocabulary ${c.vocabSize} (${head})${rope}; ${tensors.size} tensors stored`;
+  const kind = c.rewardHead ? `reward model (ArmoRM, ${c.rewardHead.objectives} objectives) on llama` : c.family;
+  const sliding = [...c.windows].filter((window) => window > 0);
+  const features = [
+    c.rope.type !== 'default' && `${c.rope.type} rope scaling`,
+    c.rope.dim < c.headDim && `${c.rope.dim} of ${c.headDim} dimensions rotated`,
+    c.localRope && `theta ${c.localRope.theta} in layers with a window`,
+    sliding.length > 0 && `a window of ${sliding[0]} in ${sliding.length} layers`,
+    c.qkvBias && 'query, key and value biases',
+    c.headNorm && 'norms of queries and keys',
+    c.branchNorms && 'norms behind attention and MLP',
+    c.activation !== 'silu' && 'GeGLU',
+    c.attentionSoftcap > 0 && `attention capped at ${c.attentionSoftcap}`,
+    c.finalSoftcap > 0 && `logits capped at ${c.finalSoftcap}`,
+    c.fusedProjections && 'fused projections',
+  ].filter((feature) => feature);
+  return [
+    `${kind}: ${c.layers} layers, width ${c.hiddenSize}, ${c.heads} heads of ${c.headDim} (${c.kvHeads} for keys), ` +
+      `vocabulary ${c.vocabSize} (${head})`,
+    ...features,
+    `${tensors.size} tensors stored`,
+  ].join('; ');
 }
 
 function nodeVersion(): string {

@@ -45,20 +45,28 @@ export function splitMicrobatches(rows: EncodedRow[], roles: readonly Role[], li
 
 /**
  * Packs whole rows. With `sharePrompt: false` every response carries its own copy of the prompt: the same answer, to
- * rounding, from plain causal sequences. Throws ERR_DATA naming a row whose prompt or response is missing or empty.
+ * rounding, from plain causal sequences. So do the responses of a row with a sequence of more than `longestShared` tokens
+ * (Model.longestShared). Throws ERR_DATA naming a row whose prompt or response is missing or empty.
  */
-export function packRows(rows: EncodedRow[], roles: readonly Role[], { sharePrompt = true } = {}): PackedBatch {
+export function packRows(
+  rows: EncodedRow[],
+  roles: readonly Role[],
+  { sharePrompt = true, longestShared = Number.POSITIVE_INFINITY } = {},
+): PackedBatch {
   const promptOffsets = [0];
   const responseOffsets = [0];
   const groupOffsets = [0];
   const ids = rows.map((row) => requireTokens(row, roles));
   // A shared prompt's last token stands in each response, where it predicts the first of its own.
-  const before = ({ length }: Int32Array) => (sharePrompt ? length - 1 : 0);
+  const before = ({ prompt, responses }: (typeof ids)[number]) => {
+    const shares = sharePrompt && responses.every(({ length }) => prompt.length + length <= longestShared);
+    return shares ? prompt.length - 1 : 0;
+  };
   let promptTokens = 0;
   let responseTokens = 0;
-  for (const { prompt, responses } of ids) {
-    promptTokens += before(prompt);
-    for (const { length } of responses) responseTokens += prompt.length - before(prompt) + length - 1;
+  for (const row of ids) {
+    promptTokens += before(row);
+    for (const { length } of row.responses) responseTokens += row.prompt.length - before(row) + length - 1;
   }
   const tokens = new Int32Array(promptTokens + responseTokens);
   const positions = new Int32Array(tokens.length);
@@ -69,12 +77,13 @@ export function packRows(rows: EncodedRow[], roles: readonly Role[], { shareProm
     for (let i = 0; i < part.length; i++) positions[at + i] = position + i;
     at += part.length;
   };
-  for (const { prompt } of ids) {
-    put(prompt.subarray(0, before(prompt)), 0);
+  for (const row of ids) {
+    put(row.prompt.subarray(0, before(row)), 0);
     promptOffsets.push(at);
   }
-  for (const { prompt, responses } of ids) {
-    const first = before(prompt);
+  for (const row of ids) {
+    const { prompt, responses } = row;
+    const first = before(row);
     for (const response of responses) {
       put(prompt.subarray(first), first);
       targets.set(response, at - 1 - promptTokens);

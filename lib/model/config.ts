@@ -2,10 +2,15 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { WrpoError } from '../errors.js';
-import type { ModelShape, RewardShape } from '../native/addon.js';
+import type { ModelShape, NamedTensor, RewardShape } from '../native/addon.js';
+import { FAMILIES, type FileTensor, traitsOf, whyNot } from './families.js';
+import { type Json, Reader, show } from './reader.js';
+import { wholeTensor } from './safetensors.js';
 
 /** A model's shape, and the config.json it came from, which is saved again with the weights. */
 export interface ModelConfig extends ModelShape {
+  /** Of ./families.ts. */
+  family: string;
   rewardHead?: RewardConfig;
   huggingFace: Record<string, unknown>;
 }
@@ -14,11 +19,6 @@ export interface ModelConfig extends ModelShape {
 export interface RewardConfig extends RewardShape {
   pattern: readonly number[];
 }
-
-type Json = Record<string, unknown>;
-
-/** A value as errors show it. */
-const show = (value: unknown) => JSON.stringify(value) ?? 'none';
 
 /** Reads `dir/config.json`. Throws ERR_MODEL naming the file and the key at fault. */
 export function readModelConfig(dir: string): ModelConfig {
@@ -43,86 +43,58 @@ export function readModelConfig(dir: string): ModelConfig {
 
 /** The same from an object; `where` names it in errors. */
 export function parseModelConfig(json: Json, where = 'config'): ModelConfig {
-  const fail = (message: string): never => {
-    throw new WrpoError('ERR_MODEL', `${where}: ${message}`);
-  };
-  const whole = (key: string, fallback?: number): number => {
-    const value = json[key] ?? fallback;
-    if (!Number.isInteger(value) || (value as number) < 1) {
-      return fail(`"${key}" must be a positive whole number, found ${show(json[key])}`);
-    }
-    return value as number;
-  };
-  const positive = (object: Json, key: string, fallback?: number): number => {
-    const value = object[key] ?? fallback;
-    if (typeof value !== 'number' || !(value > 0) || !Number.isFinite(value)) {
-      return fail(`"${key}" must be a positive number, found ${show(object[key])}`);
-    }
-    return value;
-  };
-
-  if (json.model_type !== 'llama') fail(`model family ${show(json.model_type)} is not supported; supported: "llama"`);
-  if ((json.hidden_act ?? 'silu') !== 'silu') fail(`"hidden_act" ${JSON.stringify(json.hidden_act)}; expected "silu"`);
-  for (const key of ['attention_bias', 'mlp_bias']) if (json[key] === true) fail(`"${key}": true is not supported`);
-
-  const hiddenSize = whole('hidden_size');
-  const heads = whole('num_attention_heads');
-  const kvHeads = whole('num_key_value_heads', heads);
-  if (json.head_dim == null && hiddenSize % heads !== 0)
-    fail('"hidden_size" must be a multiple of "num_attention_heads"');
-  if (heads % kvHeads !== 0) fail('"num_attention_heads" must be a multiple of "num_key_value_heads"');
-  const headDim = whole('head_dim', hiddenSize / heads);
-  if (headDim % 2 !== 0) fail('"head_dim" must be even');
-  const maxPositions = whole('max_position_embeddings', 2048);
-
-  // transformers 5 gathers everything in rope_parameters; 4 had rope_theta beside rope_scaling (null = default).
-  const ropeKey = json.rope_parameters == null ? 'rope_scaling' : 'rope_parameters';
-  const rope = (json[ropeKey] ?? {}) as Json;
-  if (typeof rope !== 'object' || Array.isArray(rope)) fail(`"${ropeKey}" must be an object, found ${show(rope)}`);
-  const type = (rope.rope_type ?? rope.type ?? 'default') as string;
-  if (type !== 'default' && type !== 'linear' && type !== 'llama3') {
-    return fail(`rope type ${JSON.stringify(type)} is not supported; supported: "default", "linear", "llama3"`);
-  }
-  const scaled = type !== 'default';
-  const llama3 = type === 'llama3';
-  const ropeShape: ModelShape['rope'] = {
-    type,
-    theta: positive(rope.rope_theta == null ? json : rope, 'rope_theta', 10000),
-    factor: scaled ? positive(rope, 'factor') : 1,
-    lowFrequencyFactor: llama3 ? positive(rope, 'low_freq_factor') : 1,
-    highFrequencyFactor: llama3 ? positive(rope, 'high_freq_factor') : 4,
-    originalMaxPosition: llama3 ? positive(rope, 'original_max_position_embeddings', maxPositions) : maxPositions,
-  };
+  const config = new Reader(json, where);
+  const family = Object.hasOwn(FAMILIES, String(json.model_type)) && FAMILIES[String(json.model_type)];
+  if (!family) return config.fail(whyNot(json.model_type));
+  const { tied = false, headDim: usualHeadDim } = family.defaults ?? {};
+  const hiddenSize = config.whole('hidden_size');
+  const layers = config.whole('num_hidden_layers');
+  const heads = config.whole('num_attention_heads');
+  const kvHeads = config.whole('num_key_value_heads', heads);
+  if (json.head_dim == null && !usualHeadDim && hiddenSize % heads !== 0)
+    config.fail('"hidden_size" must be a multiple of "num_attention_heads"');
+  if (heads % kvHeads !== 0) config.fail('"num_attention_heads" must be a multiple of "num_key_value_heads"');
+  const headDim = config.whole('head_dim', usualHeadDim ?? hiddenSize / heads);
+  if (headDim % 2 !== 0) config.fail('"head_dim" must be even');
   return {
-    vocabSize: whole('vocab_size'),
-    hiddenSize,
-    layers: whole('num_hidden_layers'),
-    heads,
-    kvHeads,
-    headDim,
-    intermediateSize: whole('intermediate_size'),
-    maxPositions,
-    rmsNormEps: positive(json, 'rms_norm_eps', 1e-6),
-    initializerRange: positive(json, 'initializer_range', 0.02),
-    tieWordEmbeddings: json.tie_word_embeddings === true,
-    rope: ropeShape,
-    ...(isReward(json) && { rewardHead: rewardHeadOf(json) }),
+    family: String(json.model_type),
+    vocabSize: config.whole('vocab_size'),
+    ...{ hiddenSize, layers, heads, kvHeads, headDim },
+    intermediateSize: config.whole('intermediate_size'),
+    maxPositions: config.whole('max_position_embeddings', 2048),
+    rmsNormEps: config.positive('rms_norm_eps', 1e-6),
+    initializerRange: config.positive('initializer_range', 0.02),
+    tieWordEmbeddings: config.flag('tie_word_embeddings', tied),
+    ...traitsOf(family, config, { layers, hiddenSize, heads, kvHeads, headDim }),
+    ...(isReward(json) && { rewardHead: rewardHeadOf(config) }),
     huggingFace: json,
   };
+}
 
-  /** ArmoRM's head. */
-  function rewardHeadOf({ token_pattern_for_tests: pattern = USER_TURN_ENDS }: Json): RewardConfig {
-    if (!Array.isArray(pattern) || pattern.length === 0 || !pattern.every((id) => Number.isInteger(id) && id >= 0)) {
-      return fail(`"token_pattern_for_tests" must be a list of token ids, found ${show(pattern)}`);
-    }
-    return {
-      objectives: whole('num_objectives', 19),
-      gatingHidden: whole('gating_hidden_dim', 1024),
-      gatingLayers: whole('gating_n_hidden', 3),
-      temperature: positive(json, 'gating_temperature', 10),
-      pattern,
-    };
+/** The tensors of a model's checkpoint, made of its parameters. */
+export function fileTensors(config: ModelConfig, parameters: NamedTensor[]): FileTensor[] {
+  const { stored } = FAMILIES[config.family]!;
+  return stored?.(parameters, config) ?? parameters.map(wholeTensor);
+}
+
+/** The longest sequence whose prompt may be shared with others: how a longer one is rotated depends on its length. */
+export function longestShared({ rope }: ModelConfig): number {
+  return rope.type === 'dynamic' || rope.type === 'longrope' ? rope.originalMaxPosition : Infinity;
+}
+
+/** ArmoRM's head. */
+function rewardHeadOf(config: Reader): RewardConfig {
+  const pattern = config.json.token_pattern_for_tests ?? USER_TURN_ENDS;
+  if (!Array.isArray(pattern) || pattern.length === 0 || !pattern.every((id) => Number.isInteger(id) && id >= 0)) {
+    return config.fail(`"token_pattern_for_tests" must be a list of token ids, found ${show(pattern)}`);
   }
+  return {
+    objectives: config.whole('num_objectives', 19),
+    gatingHidden: config.whole('gating_hidden_dim', 1024),
+    gatingLayers: config.whole('gating_n_hidden', 3),
+    temperature: config.positive('gating_temperature', 10),
+    pattern,
+  };
 }
 
 /** `<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n` of Llama 3, which is built into ArmoRM. */

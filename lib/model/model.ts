@@ -16,7 +16,8 @@ import {
   type Tensor,
 } from '../native/addon.js';
 import { loadNative } from '../native/load.js';
-import { type ModelConfig, parseModelConfig, readModelConfig } from './config.js';
+import { fileTensors, longestShared, type ModelConfig, parseModelConfig, readModelConfig } from './config.js';
+import { FAMILIES, type FileTensor } from './families.js';
 import { packConversations, placeConversations, type Score, type ScoreOptions, scoresOf } from './reward.js';
 import { loadTensors, readModelTensors, type StoredTensor, saveModel } from './safetensors.js';
 
@@ -91,6 +92,14 @@ export class Model {
     return new Model(addon, handle, config, dtype, directory);
   }
 
+  /**
+   * For `packRows`: the longest sequence that may share its prompt. Without bound, but where a sequence's length decides
+   * its rotary embedding (dynamic, longrope).
+   */
+  get longestShared(): number {
+    return longestShared(this.config);
+  }
+
   /** Summed log-prob and token count of every response of a packed batch. */
   logProbs(batch: Batch, options?: { perToken?: boolean; greedy?: boolean }): Promise<LogProbs> {
     return callNative(() => this.handle.logProbs(batch, options));
@@ -128,8 +137,9 @@ export class Model {
   }
 
   /**
-   * Views of the weights by Hugging Face name: the working weights, or the float32 masters. Refused (ERR_CLOSED) while
-   * calls are queued. After writing to masters call `syncWork`.
+   * Views of the weights by Hugging Face name (of InternLM2, which stores its projections interleaved, by Llama's names):
+   * the working weights, or the float32 masters. Refused (ERR_CLOSED) while calls are queued. After writing to masters
+   * call `syncWork`.
    */
   parameters({ master = false } = {}): Map<string, Tensor> {
     return asMap(callNative(() => this.handle.parameters({ master })));
@@ -164,8 +174,9 @@ export class Model {
     }
     const { torch_dtype: v4, dtype: v5, ...rest } = this.config.huggingFace;
     const key = v4 !== undefined && v5 === undefined ? 'torch_dtype' : 'dtype';
-    const config = { architectures: ['LlamaForCausalLM'], ...rest, [key]: dtype };
-    await lend(this.#masters(), (masters) => saveModel(this.addon, directory, masters, dtype, config, maxShardBytes));
+    const { architecture } = FAMILIES[this.config.family]!;
+    const config = { architectures: [architecture], ...rest, [key]: dtype };
+    await this.#withFileTensors((tensors) => saveModel(this.addon, directory, tensors, dtype, config, maxShardBytes));
   }
 
   /** Bytes of tensors in this process. */
@@ -185,13 +196,21 @@ export class Model {
   async #fill(stored: Map<string, StoredTensor>, where: string): Promise<void> {
     const unused = (name: string) =>
       (this.config.tieWordEmbeddings && name === 'lm_head.weight') || name.endsWith('.rotary_emb.inv_freq');
-    await lend(this.#masters(), (masters) => loadTensors(this.addon, masters, stored, { where, ignore: unused }));
+    await this.#withFileTensors((tensors) => loadTensors(this.addon, tensors, stored, { where, ignore: unused }));
     await this.syncWork();
   }
 
-  /** For the addon to read or write in its turn, whatever is queued before. */
-  #masters(): NamedTensor[] {
-    return callNative(() => this.handle.parameters({ master: true, queued: true }));
+  /** The masters as a checkpoint stores them, for the addon to read or write in its turn, whatever is queued before. */
+  #withFileTensors(body: (tensors: FileTensor[]) => Promise<void>): Promise<void> {
+    const masters = callNative(() => this.handle.parameters({ master: true, queued: true }));
+    return lend(masters, async () => {
+      const tensors = fileTensors(this.config, masters);
+      try {
+        await body(tensors);
+      } finally {
+        for (const piece of tensors.flatMap(({ pieces }) => pieces)) piece.dispose();
+      }
+    });
   }
 }
 

@@ -18,6 +18,7 @@ import { basename, dirname, join } from 'node:path';
 import { syncDirectory, writeError, writeFileAtomic } from '../data/files.js';
 import { WrpoError } from '../errors.js';
 import { callNative, type Dtype, type NamedTensor, type NativeAddon } from '../native/addon.js';
+import type { FileTensor } from './families.js';
 
 const DTYPES: Record<string, { dtype: Dtype; bytes: number }> = {
   F64: { dtype: 'float64', bytes: 8 },
@@ -27,6 +28,11 @@ const DTYPES: Record<string, { dtype: Dtype; bytes: number }> = {
 };
 const tagOf = (dtype: Dtype) => Object.entries(DTYPES).find(([, value]) => value.dtype === dtype)![0];
 const elements = (shape: readonly number[]) => shape.reduce((product, size) => product * size, 1);
+
+/** A tensor that is stored as it is, under its own name. */
+export function wholeTensor({ name, tensor }: NamedTensor): FileTensor {
+  return { name, shape: tensor.shape, pieces: [tensor] };
+}
 
 /** Where one tensor lies; `offset` counts from the beginning of the file. */
 export interface StoredTensor {
@@ -134,7 +140,7 @@ export function readModelTensors(dir: string): Map<string, StoredTensor> {
  */
 export async function loadTensors(
   native: NativeAddon,
-  targets: NamedTensor[],
+  targets: FileTensor[],
   stored: Map<string, StoredTensor>,
   { where, ignore = () => false }: { where: string; ignore?: (name: string) => boolean },
 ): Promise<void> {
@@ -148,13 +154,13 @@ export async function loadTensors(
     string,
     { name: string; tensor: NamedTensor['tensor']; dtype: Dtype; offset: number; bytes: number }[]
   >();
-  for (const { name, tensor } of targets) {
+  for (const { name, shape, pieces } of targets) {
     const source = stored.get(name);
     if (!source) throw new WrpoError('ERR_MODEL', `${where} lacks ${name}`);
-    if (source.shape.join() !== tensor.shape.join()) {
+    if (source.shape.join() !== shape.join()) {
       throw new WrpoError(
         'ERR_MODEL',
-        `${source.file}: ${name} has shape [${source.shape}], config.json asks for [${tensor.shape}]`,
+        `${source.file}: ${name} has shape [${source.shape}], config.json asks for [${shape}]`,
       );
     }
     const known = DTYPES[source.dtype];
@@ -165,20 +171,25 @@ export async function loadTensors(
       );
     }
     const ranges = byFile.get(source.file) ?? [];
-    ranges.push({ name, tensor, dtype: known.dtype, offset: source.offset, bytes: source.bytes });
+    let { offset } = source;
+    for (const tensor of pieces) {
+      const bytes = elements(tensor.shape) * known.bytes;
+      ranges.push({ name, tensor, dtype: known.dtype, offset, bytes });
+      offset += bytes;
+    }
     byFile.set(source.file, ranges);
   }
   for (const [file, ranges] of byFile) await callNative(() => native.readTensors(file, ranges));
 }
 
 /** The bytes of a file's beginning for these tensors in this order. */
-function header(tensors: NamedTensor[], dtype: Dtype): Uint8Array {
+function header(tensors: FileTensor[], dtype: Dtype): Uint8Array {
   const tag = tagOf(dtype);
   const entries: Record<string, unknown> = { __metadata__: { format: 'pt' } };
   let offset = 0;
-  for (const { name, tensor } of tensors) {
-    const end = offset + elements(tensor.shape) * DTYPES[tag]!.bytes;
-    entries[name] = { dtype: tag, shape: tensor.shape, data_offsets: [offset, end] };
+  for (const { name, shape } of tensors) {
+    const end = offset + elements(shape) * DTYPES[tag]!.bytes;
+    entries[name] = { dtype: tag, shape, data_offsets: [offset, end] };
     offset = end;
   }
   let text = JSON.stringify(entries);
@@ -203,8 +214,8 @@ function temporaryError(path: string, cause: unknown): WrpoError {
 }
 
 /** Writes `tensors` as `dtype` to the temporary file of `path`. */
-async function writeTemporary(native: NativeAddon, path: string, tensors: NamedTensor[], dtype: Dtype): Promise<void> {
-  const handles = tensors.map(({ tensor }) => tensor);
+async function writeTemporary(native: NativeAddon, path: string, tensors: FileTensor[], dtype: Dtype): Promise<void> {
+  const handles = tensors.flatMap(({ pieces }) => pieces);
   try {
     await callNative(() => native.writeTensors(temporaryOf(path), header(tensors, dtype), handles, dtype));
   } catch (cause) {
@@ -224,7 +235,7 @@ function writeTemporaryJson(path: string, json: unknown): void {
 export async function saveTensorFile(
   native: NativeAddon,
   path: string,
-  tensors: NamedTensor[],
+  tensors: FileTensor[],
   dtype: Dtype,
 ): Promise<void> {
   await writeTemporary(native, path, tensors, dtype);
@@ -243,7 +254,7 @@ export async function saveTensorFile(
 export async function saveModel(
   native: NativeAddon,
   dir: string,
-  tensors: NamedTensor[],
+  tensors: FileTensor[],
   dtype: Dtype,
   config: Record<string, unknown>,
   maxShardBytes = 5e9,
@@ -253,8 +264,8 @@ export async function saveModel(
   } catch (cause) {
     throw writeError(dir, cause);
   }
-  const size = ({ tensor }: NamedTensor) => elements(tensor.shape) * DTYPES[tagOf(dtype)]!.bytes;
-  const shards: NamedTensor[][] = [[]];
+  const size = ({ shape }: FileTensor) => elements(shape) * DTYPES[tagOf(dtype)]!.bytes;
+  const shards: FileTensor[][] = [[]];
   let filled = 0;
   for (const tensor of tensors) {
     if (filled > 0 && filled + size(tensor) > maxShardBytes) {

@@ -18,6 +18,8 @@ export interface Tensor {
   /** A copy of the values. */
   toHost(): TensorData;
   to(device: 'cpu'): Tensor;
+  /** Rows [first, first + count) of the leading dimension, over the same memory. */
+  rows(first: number, count: number): Tensor;
   /** Lets go of the memory; views that JavaScript still holds keep it alive. */
   dispose(): void;
 }
@@ -47,16 +49,37 @@ export interface ModelShape {
   rmsNormEps: number;
   initializerRange: number;
   tieWordEmbeddings: boolean;
-  rope: {
-    type: 'default' | 'linear' | 'llama3';
-    theta: number;
-    factor: number;
-    lowFrequencyFactor: number;
-    highFrequencyFactor: number;
-    originalMaxPosition: number;
-  };
+  qkvBias: boolean;
+  headNorm: boolean;
+  branchNorms: boolean;
+  fusedProjections: boolean;
+  normPlus: number;
+  activation: 'silu' | 'gelu_tanh';
+  embeddingScale: number;
+  queryScale: number;
+  attentionSoftcap: number;
+  finalSoftcap: number;
+  windows: Int32Array;
+  rope: RopeShape;
+  localRope?: RopeShape;
   /** Of a reward model, in the place of a language-model head. */
   rewardHead?: RewardShape;
+}
+
+/** RopeSettings of native/kernels/kernels.h. */
+export interface RopeShape {
+  type: 'default' | 'linear' | 'llama3' | 'yarn' | 'dynamic' | 'longrope';
+  dim: number;
+  theta: number;
+  factor: number;
+  attentionFactor: number;
+  originalMaxPosition: number;
+  lowFrequencyFactor: number;
+  highFrequencyFactor: number;
+  rampLow: number;
+  rampHigh: number;
+  shortFactors?: Float64Array;
+  longFactors?: Float64Array;
 }
 
 /** The head of native/model/reward.h. */

@@ -1,7 +1,7 @@
 /** AdamW with clipping and the learning-rate schedule; the arithmetic is in native/train/adamw.cpp. */
 import { join } from 'node:path';
 import type { Model } from '../model/model.js';
-import { loadTensors, readHeader, saveTensorFile } from '../model/safetensors.js';
+import { loadTensors, readHeader, saveTensorFile, wholeTensor } from '../model/safetensors.js';
 import { callNative, lend, type NamedTensor, type NativeAdamW } from '../native/addon.js';
 import { loadNative } from '../native/load.js';
 
@@ -64,13 +64,15 @@ export class AdamW {
   /** Writes both moments to `dir/optimizer.safetensors`. */
   save(dir: string): Promise<void> {
     const dtype = this.#model.dtype === 'float64' ? 'float64' : 'float32';
-    return lend(this.#state(), (state) => saveTensorFile(loadNative(), join(dir, FILE), state, dtype));
+    return lend(this.#state(), (state) => saveTensorFile(loadNative(), join(dir, FILE), state.map(wholeTensor), dtype));
   }
 
   /** Reads what `save` wrote; `completed` is the number of updates it belongs to. */
   async load(dir: string, completed: number): Promise<void> {
     const where = join(dir, FILE);
-    await lend(this.#state(), (state) => loadTensors(loadNative(), state, readHeader(where), { where }));
+    await lend(this.#state(), (state) =>
+      loadTensors(loadNative(), state.map(wholeTensor), readHeader(where), { where }),
+    );
     this.#handle.completed = completed;
   }
 

@@ -41,7 +41,7 @@ export async function logProbsOf(
   roles: readonly Role[],
   sharePrompt: boolean,
 ): Promise<ReferenceColumn> {
-  const { sums } = await model.logProbs(packRows(rows, roles, { sharePrompt }));
+  const { sums } = await model.logProbs(packRows(rows, roles, { sharePrompt, longestShared: model.longestShared }));
   return rows.map((_, i) => Object.fromEntries(roles.map((role, k) => [role, sums[i * roles.length + k]!])));
 }
 

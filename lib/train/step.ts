@@ -40,7 +40,7 @@ export async function accumulateBatch(
     }
     const taken = indices.slice(examples.length, examples.length + part.length);
     const reference = await referenceOf(run, train, part, taken, args.sharePrompt);
-    const packed = packRows(part, roles, { sharePrompt: args.sharePrompt });
+    const packed = packRows(part, roles, { sharePrompt: args.sharePrompt, longestShared: model.longestShared });
     const accumulate = terms.loss ? accumulateFunction : accumulateContests;
     const done = await naming(accumulate(model, packed, reference, terms, normalizer), step, part);
     if (step === 0 && terms.reference && !run.refModel) checkStart(done, part, args);

@@ -47,11 +47,15 @@ struct Case {
 };
 
 // ---- kernels.cpp
-Case rmsNorm(int64_t rows, int64_t width, bool residual);
-Case ropeTables(const RopeSettings& settings, int64_t headDim, int64_t positions);
-Case ropeRotation(int64_t rows, int64_t heads, int64_t headDim);
-Case swiglu(int64_t rows, int64_t width);
-Case logprob(int64_t rows, int64_t vocabulary, double scale);  // scale: the logits' standard deviation
+Case rmsNorm(int64_t rows, int64_t width, bool residual, double plus);
+// Heads of rows that hold one more, which must stay as it is.
+Case headNorm(int64_t rows, int64_t heads, int64_t headDim, double plus);
+// length: of the sequence that is rotated.
+Case ropeTables(const RopeSettings& settings, int64_t length, int64_t positions);
+Case ropeRotation(int64_t rows, int64_t heads, int64_t headDim, int64_t rotated);
+Case swiglu(int64_t rows, int64_t width, Activation activation);
+// scale: the logits' standard deviation
+Case logprob(int64_t rows, int64_t vocabulary, double scale, double cap);
 Case merge(int64_t rows, int64_t heads, int64_t headDim);
 Case embedding(int64_t rows, int64_t width, int64_t vocabulary);
 Case adamw(int64_t n, int64_t step);
@@ -63,10 +67,10 @@ Case linearLayer(int64_t rows, int64_t in, int64_t out);
 // prompts[g]: tokens of prompt g; responses[g]: the lengths of its responses.
 Batch packed(const std::vector<int32_t>& prompts, const std::vector<std::vector<int32_t>>& responses);
 Case attention(const char* layout, const Batch& batch, int64_t heads, int64_t kvHeads, int64_t headDim,
-               bool promptQueries);
+               bool promptQueries, int64_t window, double cap);
 // chunkRows: rows of logits that the head may hold at once.
 enum class HeadPass { Together, BackwardAlone };
-Case head(int64_t rows, int64_t width, int64_t vocabulary, int64_t chunkRows, HeadPass pass);
+Case head(int64_t rows, int64_t width, int64_t vocabulary, int64_t chunkRows, HeadPass pass, double cap);
 // spread: the log-probs' standard deviation, and with it the margin's.
 Case preference(const char* form, const Objective& objective, const std::vector<double>& coefficients, bool reference,
                 double spread);
@@ -93,9 +97,10 @@ inline Real dot(const Real* a, const Real* b, int64_t n) {
   for (int64_t i = 0; i < n; ++i) total += a[i] * b[i];
   return total;
 }
-// z [R, V] and dlogp to logp, lse, argmax and dz (from lse, as in the kernel): the head's second half, too.
-void plainLogprob(Tensors& t, const at::Tensor& targets);
-void plainLogprobBackward(Tensors& t, const at::Tensor& targets);
-void oracleLogprob(Reals& v, const std::vector<int32_t>& targets, int64_t V);
+// z [R, V] and dlogp to logp, lse, argmax and dz (from lse, as in the kernel): the head's second half, too. With a cap
+// they begin by capping z.
+void plainLogprob(Tensors& t, const at::Tensor& targets, double cap);
+void plainLogprobBackward(Tensors& t, const at::Tensor& targets, double cap);
+void oracleLogprob(Reals& v, const std::vector<int32_t>& targets, int64_t V, double cap);
 
 }  // namespace wrpo::check

@@ -24,7 +24,8 @@ Batch packed(const std::vector<int32_t>& prompts, const std::vector<std::vector<
 namespace {
 
 // sees[i][j]: row i attends to row j, as one dense matrix.
-at::Tensor visibility(const Batch& b) {
+at::Tensor visibility(const Batch& b, int64_t window) {
+  auto position = at::arange(b.size(), at::kLong);  // of a row within its sequence
   auto sees = at::zeros({b.size(), b.size()}, at::kBool);
   auto square = [&](int64_t i, int64_t rows, int64_t j, int64_t columns) {
     return sees.narrow(0, i, rows).narrow(1, j, columns);
@@ -32,12 +33,15 @@ at::Tensor visibility(const Batch& b) {
   for (int64_t g = 0; g < b.groups(); ++g) {
     int64_t p = b.promptOffsets[g], n = b.promptOffsets[g + 1] - p;
     square(p, n, p, n).copy_(at::ones({n, n}, at::kBool).tril());
+    position.narrow(0, p, n).copy_(at::arange(n, at::kLong));
     for (int32_t k = b.groupOffsets[g]; k < b.groupOffsets[g + 1]; ++k) {
       int64_t r = b.promptTokens() + b.responseOffsets[k], m = b.responseOffsets[k + 1] - b.responseOffsets[k];
       square(r, m, r, m).copy_(at::ones({m, m}, at::kBool).tril());
       square(r, m, p, n).fill_(true);
+      position.narrow(0, r, m).copy_(at::arange(n, n + m, at::kLong));
     }
   }
+  if (window > 0) sees.logical_and_((position.unsqueeze(1) - position).lt(window));
   return sees;
 }
 
@@ -75,14 +79,17 @@ Case linearLayer(int64_t T, int64_t in, int64_t out) {
   return c;
 }
 
-Case attention(const char* layout, const Batch& batch, int64_t heads, int64_t kvHeads, int64_t d, bool promptQueries) {
+Case attention(const char* layout, const Batch& batch, int64_t heads, int64_t kvHeads, int64_t d, bool promptQueries,
+               int64_t window, double cap) {
+  double scale = 0.9 / std::sqrt(double(d));
   ModelConfig config{};
   config.heads = heads, config.kvHeads = kvHeads, config.headDim = d;
+  config.queryScale = scale, config.attentionSoftcap = cap;
   int64_t T = batch.size(), P = batch.promptTokens(), unasked = promptQueries ? 0 : P;
   int64_t ld = config.qkvSize(), group = heads / kvHeads;
-  double scale = 1 / std::sqrt(double(d));
-  auto sees = visibility(batch);
-  Case c{"attention", std::string(layout) + " " + text({T, heads, kvHeads, d}) + (promptQueries ? "" : " responses")};
+  auto sees = visibility(batch, window);
+  Case c{"attention", std::string(layout) + " " + text({T, heads, kvHeads, d}) + (promptQueries ? "" : " responses") +
+                          (window > 0 ? " window " + std::to_string(window) : "") + (cap > 0 ? " capped" : "")};
   c.gemms = true;
   c.inputs = {normal("qkv", {T, ld}, 0.7), normal("dout", {T, heads * d})};
   c.outputs = {"out", "lse", "dqkv"};
@@ -90,11 +97,11 @@ Case attention(const char* layout, const Batch& batch, int64_t heads, int64_t kv
   c.backward = {2 * T * (ld + heads * d), T * heads};
   c.ours.forward = [=](Tensors& t) {
     t["out"] = at::zeros_like(t["dout"]), t["lse"] = at::zeros({T, heads}, statsOf(t["qkv"]));
-    attentionForward(config, batch, t["qkv"], t["out"], t["lse"], promptQueries);
+    attentionForward(config, window, batch, t["qkv"], t["out"], t["lse"], promptQueries);
   };
   c.ours.backward = [=](Tensors& t) {
     t["dqkv"] = at::full_like(t["qkv"], NAN);
-    attentionBackward(config, batch, t["dout"], t["qkv"], t["out"], t["lse"], t["dqkv"], promptQueries);
+    attentionBackward(config, window, batch, t["dout"], t["qkv"], t["out"], t["lse"], t["dqkv"], promptQueries);
   };
   // ATen's attention under dense masks, in the same two halves: one row's own segment, and its prompt.
   auto split = [=](const at::Tensor& rows, int64_t first, int64_t count) {  // [1, heads, T, d]
@@ -108,12 +115,12 @@ Case attention(const char* layout, const Batch& batch, int64_t heads, int64_t kv
     t["mask"] = mask.to(q.scalar_type());
     auto own = t["mask"].clone();
     own.narrow(0, P, T - P).narrow(1, 0, P).fill_(-INFINITY);
-    auto [out, lse] = at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0, false, own);
+    auto [out, lse] = at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0, false, own, scale);
     if (P > 0 && P < T) {
       auto responses = [=](const at::Tensor& t) { return t.narrow(2, P, T - P); };
       auto block = [=](const at::Tensor& t) { return t.narrow(0, P, T - P).narrow(1, 0, P); };
       auto [out2, lse2] = at::_scaled_dot_product_flash_attention_for_cpu(
-          responses(q), k.narrow(2, 0, P), v.narrow(2, 0, P), 0, false, block(t["mask"]));
+          responses(q), k.narrow(2, 0, P), v.narrow(2, 0, P), 0, false, block(t["mask"]), scale);
       lse2 = lse2.masked_fill(block(sees).any(1).logical_not(), -INFINITY);  // responses without a prompt
       auto to = responses(out), l1 = responses(lse), merged = at::logaddexp(l1, lse2);
       auto weight = [&](const at::Tensor& l) { return at::exp(l - merged).unsqueeze(-1).to(to.scalar_type()); };
@@ -128,26 +135,61 @@ Case attention(const char* layout, const Batch& batch, int64_t heads, int64_t kv
     auto dOut = t["dout"].clone(), lse = t["lse"].view({1, T, heads}).transpose(1, 2);
     dOut.narrow(0, 0, unasked).zero_();
     auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-        split(dOut, 0, heads), q, k, v, split(t["out"], 0, heads), lse, 0, false, t["mask"]);
+        split(dOut, 0, heads), q, k, v, split(t["out"], 0, heads), lse, 0, false, t["mask"], scale);
     t["dqkv"] = at::cat({join(dq), join(dk), join(dv)}, 1);
   };
+  // No flash kernel of ATen caps.
+  auto dense = [=](Tensors& t, const char* of, int64_t first) {
+    return split(t[of], first, first == 0 ? heads : kvHeads).repeat_interleave(first == 0 ? 1 : group, 1);
+  };
+  auto capped = [=](Tensors& t) {
+    return at::tanh(at::matmul(dense(t, "qkv", 0), dense(t, "qkv", heads).transpose(2, 3)) * scale / cap);
+  };
+  if (cap > 0) {
+    c.plain.forward = [=](Tensors& t) {
+      auto stats = statsOf(t["qkv"]);
+      auto logits = (capped(t) * cap).to(stats).masked_fill(sees.logical_not(), -INFINITY);
+      t["lse"] = join(at::logsumexp(logits, {-1}).unsqueeze(-1));
+      t["out"] = join(at::matmul(at::softmax(logits, -1).to(t["qkv"].scalar_type()), dense(t, "qkv", heads + kvHeads)));
+      t["out"].narrow(0, 0, unasked).zero_(), t["lse"].narrow(0, 0, unasked).zero_();
+    };
+    c.plain.backward = [=](Tensors& t) {
+      auto type = t["qkv"].scalar_type();
+      auto dOut = t["dout"].clone();
+      dOut.narrow(0, 0, unasked).zero_();
+      auto g = split(dOut, 0, heads), q = dense(t, "qkv", 0), k = dense(t, "qkv", heads),
+           v = dense(t, "qkv", heads + kvHeads), tanh = capped(t);
+      auto p = at::softmax((tanh * cap).to(statsOf(q)).masked_fill(sees.logical_not(), -INFINITY), -1);
+      auto dP = at::matmul(g, v.transpose(2, 3)).to(p.scalar_type());
+      auto ds = (p * (dP - (p * dP).sum(-1, true)) * (1 - tanh.to(p.scalar_type()).pow(2)) * scale).to(type);
+      auto shared = [=](const at::Tensor& d) { return d.view({1, kvHeads, group, T, -1}).sum(2); };
+      t["dqkv"] = at::cat({join(at::matmul(ds, k)), join(shared(at::matmul(ds.transpose(2, 3), q))),
+                           join(shared(at::matmul(p.to(type).transpose(2, 3), g)))},
+                          1);
+    };
+  }
   c.oracle = [=](Reals& v) {
     const Real *x = v["qkv"].data(), *g = v["dout"].data();
     auto &out = make(v, "out", T * heads * d), &lse = make(v, "lse", T * heads), &to = make(v, "dqkv", T * ld);
-    std::vector<Real> p(T);
+    std::vector<Real> p(T), slope(T);
     for (int64_t h = 0; h < heads; ++h)
       for (int64_t i = unasked; i < T; ++i) {
         int64_t q = i * ld + h * d, key = (heads + h / group) * d, value = key + kvHeads * d, o = (i * heads + h) * d;
         const bool* seen = data<bool>(sees) + i * T;
         Real total = 0;
-        for (int64_t j = 0; j < T; ++j) total += p[j] = seen[j] ? std::exp(scale * dot(x + q, x + j * ld + key, d)) : 0;
+        for (int64_t j = 0; j < T; ++j) {
+          Real logit = scale * dot(x + q, x + j * ld + key, d);
+          slope[j] = cap > 0 ? 1 - std::pow(std::tanh(logit / cap), 2) : 1;
+          if (cap > 0) logit = cap * std::tanh(logit / cap);
+          total += p[j] = seen[j] ? std::exp(logit) : 0;
+        }
         lse[i * heads + h] = std::log(total);
         for (int64_t j = 0; j < T; ++j)
           for (int64_t e = 0; seen[j] && e < d; ++e) out[o + e] += p[j] / total * x[j * ld + value + e];
         Real mean = dot(g + o, &out[o], d);
         for (int64_t j = 0; j < T; ++j) {
           if (!seen[j]) continue;
-          Real w = p[j] / total, ds = scale * w * (dot(g + o, x + j * ld + value, d) - mean);
+          Real w = p[j] / total, ds = scale * slope[j] * w * (dot(g + o, x + j * ld + value, d) - mean);
           for (int64_t e = 0; e < d; ++e) {
             to[q + e] += ds * x[j * ld + key + e];
             to[j * ld + key + e] += ds * x[q + e];
@@ -160,11 +202,12 @@ Case attention(const char* layout, const Batch& batch, int64_t heads, int64_t kv
 }
 
 // Units are the responses of one prompt, here of uneven length, one empty.
-Case head(int64_t R, int64_t H, int64_t V, int64_t chunk, HeadPass pass) {
+Case head(int64_t R, int64_t H, int64_t V, int64_t chunk, HeadPass pass, double cap) {
   auto targets = randomIds(R, V);
   auto column = indices(targets);
   std::vector<int64_t> units{0, R / 5, R / 5, R / 4, R};
-  Case c{"head", text({R, H, V}) + (pass == HeadPass::Together ? " chunk " : " alone, chunk ") + std::to_string(chunk)};
+  Case c{"head", text({R, H, V}) + (pass == HeadPass::Together ? " chunk " : " alone, chunk ") + std::to_string(chunk) +
+                     (cap > 0 ? " capped" : "")};
   c.gemms = true;
   c.inputs = {normal("hidden", {R, H}), normal("weight", {V, H}, 0.3), wide("dlogp", {R}), wide("dweight", {V, H})};
   c.outputs = {"logp", "lse", "argmax", "seen", "dhidden", "dweight"};
@@ -173,13 +216,13 @@ Case head(int64_t R, int64_t H, int64_t V, int64_t chunk, HeadPass pass) {
   auto bytes = [=](Tensors& t) { return chunk * V * t["weight"].element_size(); };
   c.ours.forward = [=](Tensors& t) {
     static Workspace workspace;
-    auto output = Head(workspace, bytes(t)).logProbs(t["hidden"], t["weight"], targets, true);
+    auto output = Head(workspace, bytes(t), cap).logProbs(t["hidden"], t["weight"], targets, true);
     t["logp"] = output.logp, t["lse"] = output.lse, t["seen"] = output.logp;
     t["argmax"] = at::tensor(output.argmax);
   };
   c.ours.backward = [=](Tensors& t) {
     static Workspace workspace;
-    Head head(workspace, bytes(t));
+    Head head(workspace, bytes(t), cap);
     t["dhidden"] = at::full_like(t["hidden"], NAN);
     if (pass == HeadPass::BackwardAlone)
       return head.backward(t["hidden"], t["weight"], targets, t["lse"], t["dlogp"], t["dhidden"], t["dweight"]);
@@ -193,19 +236,19 @@ Case head(int64_t R, int64_t H, int64_t V, int64_t chunk, HeadPass pass) {
   };
   c.plain.forward = [=](Tensors& t) {
     t["z"] = at::matmul(t["hidden"], t["weight"].t());
-    plainLogprob(t, column);
+    plainLogprob(t, column, cap);
     t["seen"] = t["logp"];
   };
   c.plain.backward = [=, forward = c.plain.forward](Tensors& t) {
     if (pass == HeadPass::Together) forward(t);  // forwardBackward is both
-    plainLogprobBackward(t, column);
+    plainLogprobBackward(t, column, cap);
     t["dhidden"] = at::matmul(t["dz"], t["weight"]);
     t["dweight"] = t["dweight"] + at::matmul(t["dz"].t(), t["hidden"]);
   };
   c.oracle = [=](Reals& v) {
     auto &z = make(v, "z", R * V), &dHidden = make(v, "dhidden", R * H);
     for (int64_t i = 0; i < R * V; ++i) z[i] = dot(&v["hidden"][i / V * H], &v["weight"][i % V * H], H);
-    oracleLogprob(v, targets, V);
+    oracleLogprob(v, targets, V, cap);
     v["seen"] = v["logp"];
     const Real *dz = v["dz"].data(), *hidden = v["hidden"].data(), *weight = v["weight"].data();
     Real* dWeight = v["dweight"].data();

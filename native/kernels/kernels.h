@@ -13,40 +13,62 @@ namespace wrpo {
 // Splits [0, n) over the OpenMP team in blocks of at least `grain` (a thin wrapper of at::parallel_for).
 void parallelRows(int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
 
-// ---- rms_norm.cpp: y = w * x / sqrt(mean(x^2) + eps)
+// ---- rms_norm.cpp: y = (plus + w) * x / sqrt(mean(x^2) + eps)
+// The weight [H] of a norm as it is stored; plus is 0, or 1 in Gemma.
+struct NormWeight {
+  at::Tensor weight;
+  double plus = 0;
+};
 // If `residual` is defined, sum = x + residual is written first (sum may be x) and normalised instead of x.
 // rstd [T] keeps 1/sqrt(...) in the compute type.
-void rmsNormForward(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& sum, const at::Tensor& w,
+void rmsNormForward(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& sum, const NormWeight& w,
                     double eps, const at::Tensor& y, const at::Tensor& rstd);
 // dx += the gradient through the norm; dw [H] += in the gradient type. `x` is the (summed) input of the forward.
-void rmsNormBackward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& w, const at::Tensor& rstd,
+void rmsNormBackward(const at::Tensor& dy, const at::Tensor& x, const NormWeight& w, const at::Tensor& rstd,
                      const at::Tensor& dx, const at::Tensor& dw);
+
+// ---- head_norm.cpp: the same norm of each head of some rows, w [d]
+// x and y [T, heads * d], a range of columns of wider rows; y may be x.
+void headNormForward(const at::Tensor& x, const NormWeight& w, double eps, const at::Tensor& y);
+// dy is replaced by the gradient of x [T, heads * d]; dw [d] += in the gradient type.
+void headNormBackward(const at::Tensor& dy, const at::Tensor& x, const NormWeight& w, double eps, const at::Tensor& dw);
 
 // ---- rope.cpp: rotary embedding, half-split as in Hugging Face's rotate_half
 struct RopeSettings {
-  std::string type = "default";  // default | linear | llama3
-  double theta = 10000, factor = 1, lowFrequencyFactor = 1, highFrequencyFactor = 4, originalMaxPosition = 8192;
+  std::string type = "default";  // default | linear | llama3 | yarn | dynamic | longrope
+  int64_t dim = 0;               // of each head, this many rotate
+  double theta = 10000, factor = 1, attentionFactor = 1;
+  double originalMaxPosition = 8192;                       // llama3; where dynamic and longrope change
+  double lowFrequencyFactor = 1, highFrequencyFactor = 4;  // llama3
+  double rampLow = 0, rampHigh = 1;                        // yarn: between these pairs, from given to divided frequency
+  std::vector<double> shortFactors, longFactors;           // longrope [dim / 2]
+  bool byLength() const { return type == "dynamic" || type == "longrope"; }
 };
-// Inverse frequencies [headDim / 2] float32, with transformers' own float32 operations (modeling_rope_utils.py), so
-// that tables agree to the bit.
-at::Tensor ropeFrequencies(const RopeSettings& settings, int64_t headDim);
-// [positions, 2, headDim / 2] float32: cosines, then sines.
-at::Tensor ropeTable(const at::Tensor& frequencies, int64_t positions);
-// Rotates the first `heads` heads of each row of x [T, ld] in place; sign -1 is the backward (inverse) rotation.
-void rope(const at::Tensor& x, int64_t heads, int64_t headDim, const at::Tensor& table, const int32_t* positions,
-          int sign);
+// Inverse frequencies [dim / 2] float32 for a sequence of `length` tokens (of interest only byLength), with
+// transformers' own float32 operations (modeling_rope_utils.py), so that tables agree to the bit.
+at::Tensor ropeFrequencies(const RopeSettings& settings, int64_t length = 0);
+// [positions, 2, dim / 2] float32: cosines, then sines, times the attention factor.
+at::Tensor ropeTable(const at::Tensor& frequencies, int64_t positions, double attentionFactor = 1);
+// Rotates the first `heads` heads of each row of x [T, ld] in place, row t by row rows[t] of the table; sign -1 is the
+// backward rotation (the transpose).
+void rope(const at::Tensor& x, int64_t heads, int64_t headDim, const at::Tensor& table, const int32_t* rows, int sign);
 
-// ---- swiglu.cpp: h = silu(gate) * up, gateUp [T, 2F] = gate | up
-void swigluForward(const at::Tensor& gateUp, const at::Tensor& h);
+// ---- swiglu.cpp: h = activation(gate) * up, gateUp [T, 2F] = gate | up
+enum class Activation { Silu, GeluTanh };
+void swigluForward(Activation activation, const at::Tensor& gateUp, const at::Tensor& h);
 // Writes h again (for the weight gradient of down_proj) and replaces gateUp by its gradient.
-void swigluBackward(const at::Tensor& dh, const at::Tensor& gateUp, const at::Tensor& h);
+void swigluBackward(Activation activation, const at::Tensor& dh, const at::Tensor& gateUp, const at::Tensor& h);
 
 // ---- logprob.cpp: log-softmax at the target, fused
+// In place z <- cap * tanh(z / cap), before the two below.
+void softcap(const at::Tensor& z, double cap);
 // z [R, V] logits; logp, lse [R] in the compute type; argmax[r] = 1 when no logit is above the target's (may be null).
 void logprobForward(const at::Tensor& z, const int32_t* targets, const at::Tensor& logp, const at::Tensor& lse,
                     uint8_t* argmax);
-// In place z <- dLoss/dz = g_r * (onehot(target_r) - softmax(z_r)), g [R] = dLoss/dlogp in the compute type.
-void logprobBackward(const at::Tensor& z, const int32_t* targets, const at::Tensor& lse, const at::Tensor& g);
+// In place z <- dLoss/dz = g_r * (onehot(target_r) - softmax(z_r)), g [R] = dLoss/dlogp in the compute type. With a
+// cap, z is what softcap() left and receives the gradient of what that was given.
+void logprobBackward(const at::Tensor& z, const int32_t* targets, const at::Tensor& lse, const at::Tensor& g,
+                     double cap = 0);
 
 // ---- merge_lse.cpp: one softmax over two disjoint key sets from the two halves
 // out [R, heads * d] and lse [R, heads] hold the first half and receive the merged result; R rows of each.

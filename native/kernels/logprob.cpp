@@ -45,17 +45,32 @@ WRPO_INLINE void forwardRows(const T* z, int64_t V, const int32_t* targets, Scal
 }
 
 template <class T>
+WRPO_INLINE void capRows(T* z, int64_t V, ScalarOf<T> cap, int64_t begin, int64_t end) {
+  constexpr int64_t L = lanes<T>;
+  int64_t i = begin * V, last = end * V;
+  for (; i + L <= last; i += L) store<T>(z + i, tanh(load<T>(z + i) / cap) * cap);
+  if (i < last) storeTail<T>(z + i, last - i, tanh(loadTail<T>(z + i, last - i, T(0)) / cap) * cap);
+}
+
+template <class T>
 WRPO_INLINE void backwardRows(T* z, int64_t V, const int32_t* targets, const ScalarOf<T>* lse, const ScalarOf<T>* g,
-                              int64_t begin, int64_t end) {
+                              ScalarOf<T> cap, int64_t begin, int64_t end) {
   using S = ScalarOf<T>;
   constexpr int64_t L = lanes<T>;
   for (int64_t r = begin; r < end; ++r) {
     T* row = z + r * V;
     S l = lse[r], scale = -g[r];
-    S atTarget = scale * (std::exp(S(row[targets[r]]) - l) - S(1));
+    auto slope = [=](const auto& z) __attribute__((always_inline)) { return S(1) - z / cap * (z / cap); };
+    S target = S(row[targets[r]]), atTarget = scale * (std::exp(target - l) - S(1)) * (cap > 0 ? slope(target) : S(1));
     int64_t i = 0;
-    for (; i + L <= V; i += L) store<T>(row + i, exp(load<T>(row + i) - l) * scale);
-    if (i < V) storeTail<T>(row + i, V - i, exp(loadTail<T>(row + i, V - i, T(0)) - l) * scale);
+    if (cap > 0) {
+      for (; i + L <= V; i += L) store<T>(row + i, exp(load<T>(row + i) - l) * scale * slope(load<T>(row + i)));
+      auto z = loadTail<T>(row + i, V - i, T(0));
+      storeTail<T>(row + i, V - i, exp(z - l) * scale * slope(z));
+    } else {
+      for (; i + L <= V; i += L) store<T>(row + i, exp(load<T>(row + i) - l) * scale);
+      if (i < V) storeTail<T>(row + i, V - i, exp(loadTail<T>(row + i, V - i, T(0)) - l) * scale);
+    }
     row[targets[r]] = T(atTarget);
   }
 }
@@ -65,9 +80,12 @@ WRPO_INLINE void backwardRows(T* z, int64_t V, const int32_t* targets, const Sca
                            uint8_t* argmax, int64_t begin, int64_t end) {                                          \
     forwardRows<T>(z, V, targets, logp, lse, argmax, begin, end);                                                  \
   }                                                                                                                \
+  WRPO_CLONES void cap(T* z, int64_t V, ScalarOf<T> limit, int64_t begin, int64_t end) {                           \
+    capRows<T>(z, V, limit, begin, end);                                                                           \
+  }                                                                                                                \
   WRPO_CLONES void backward(T* z, int64_t V, const int32_t* targets, const ScalarOf<T>* lse, const ScalarOf<T>* g, \
-                            int64_t begin, int64_t end) {                                                          \
-    backwardRows<T>(z, V, targets, lse, g, begin, end);                                                            \
+                            ScalarOf<T> cap, int64_t begin, int64_t end) {                                         \
+    backwardRows<T>(z, V, targets, lse, g, cap, begin, end);                                                       \
   }
 WRPO_LOGPROB(float)
 WRPO_LOGPROB(double)
@@ -75,6 +93,13 @@ WRPO_LOGPROB(c10::BFloat16)
 #undef WRPO_LOGPROB
 
 }  // namespace
+
+void softcap(const at::Tensor& z, double limit) {
+  byType(z.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    parallelRows(z.size(0), 1, [&](int64_t b, int64_t e) { cap(data<T>(z), z.size(1), ScalarOf<T>(limit), b, e); });
+  });
+}
 
 void logprobForward(const at::Tensor& z, const int32_t* targets, const at::Tensor& logp, const at::Tensor& lse,
                     uint8_t* argmax) {
@@ -87,12 +112,13 @@ void logprobForward(const at::Tensor& z, const int32_t* targets, const at::Tenso
   });
 }
 
-void logprobBackward(const at::Tensor& z, const int32_t* targets, const at::Tensor& lse, const at::Tensor& g) {
+void logprobBackward(const at::Tensor& z, const int32_t* targets, const at::Tensor& lse, const at::Tensor& g,
+                     double cap) {
   byType(z.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using S = ScalarOf<T>;
     parallelRows(z.size(0), 1, [&](int64_t b, int64_t e) {
-      backward(data<T>(z), z.size(1), targets, data<S>(lse), data<S>(g), b, e);
+      backward(data<T>(z), z.size(1), targets, data<S>(lse), data<S>(g), S(cap), b, e);
     });
   });
 }

@@ -1,6 +1,6 @@
 // RMSNorm with the residual addition fused in front of it: one read and one write of x per token instead of three
-// passes. Rounding follows transformers' LlamaRMSNorm: x * rstd is rounded to the storage type before the weight
-// multiplies it.
+// passes. Rounding follows transformers: LlamaRMSNorm rounds x * rstd to the storage type before the weight multiplies
+// it, Gemma's, whose factor is 1 + w, only the product.
 #include "kernels/dispatch.h"
 #include "kernels/kernels.h"
 #include "kernels/simd.h"
@@ -11,8 +11,8 @@ namespace {
 using namespace simd;
 
 template <class T>
-WRPO_INLINE void forwardRows(const T* x, const T* residual, T* summed, const T* w, ScalarOf<T> eps, T* y,
-                             ScalarOf<T>* rstd, int64_t H, int64_t begin, int64_t end) {
+WRPO_INLINE void forwardRows(const T* x, const T* residual, T* summed, const T* w, ScalarOf<T> plus, ScalarOf<T> eps,
+                             T* y, ScalarOf<T>* rstd, int64_t H, int64_t begin, int64_t end) {
   using V = VectorOf<T>;
   using S = ScalarOf<T>;
   constexpr int64_t L = lanes<T>;
@@ -35,21 +35,25 @@ WRPO_INLINE void forwardRows(const T* x, const T* residual, T* summed, const T* 
     rstd[t] = r;
     for (i = 0; i + L <= H; i += L) {
       V v = load<T>(row + i) * r;
-      if constexpr (std::is_same_v<T, c10::BFloat16>) {
+      if (std::is_same_v<T, c10::BFloat16> && plus == 0) {
         T rounded[L];
         store<T>(rounded, v);
         v = load<T>(rounded);
       }
-      store<T>(y + t * H + i, v * load<T>(w + i));
+      store<T>(y + t * H + i, v * (load<T>(w + i) + plus));
     }
-    for (; i < H; ++i) y[t * H + i] = T(S(T(S(row[i]) * r)) * S(w[i]));
+    for (; i < H; ++i) {
+      S n = S(row[i]) * r;
+      y[t * H + i] = T((plus == 0 ? S(T(n)) : n) * (S(w[i]) + plus));
+    }
   }
 }
 
-// With n = x * rstd and s = mean(dy * w * n): dx += rstd * (dy * w - n * s), dw += sum over rows of dy * n.
+// With n = x * rstd, f = plus + w and s = mean(dy * f * n): dx += rstd * (dy * f - n * s), dw += sum over rows of dy *
+// n.
 template <class T>
-WRPO_INLINE void backwardRows(const T* dy, const T* x, const T* w, const ScalarOf<T>* rstd, T* dx, ScalarOf<T>* dw,
-                              int64_t H, int64_t begin, int64_t end) {
+WRPO_INLINE void backwardRows(const T* dy, const T* x, const T* w, ScalarOf<T> plus, const ScalarOf<T>* rstd, T* dx,
+                              ScalarOf<T>* dw, int64_t H, int64_t begin, int64_t end) {
   using V = VectorOf<T>;
   using S = ScalarOf<T>;
   constexpr int64_t L = lanes<T>;
@@ -60,33 +64,33 @@ WRPO_INLINE void backwardRows(const T* dy, const T* x, const T* w, const ScalarO
     int64_t i = 0;
     for (; i + L <= H; i += L) {
       V n = load<T>(row + i) * r, d = load<T>(g + i);
-      dots += d * load<T>(w + i) * n;
+      dots += d * (load<T>(w + i) + plus) * n;
       store<S>(dw + i, load<S>(dw + i) + d * n);
     }
     S s = sum(dots);
     for (; i < H; ++i) {
       S n = S(row[i]) * r;
-      s += S(g[i]) * S(w[i]) * n;
+      s += S(g[i]) * (S(w[i]) + plus) * n;
       dw[i] += S(g[i]) * n;
     }
     s /= S(H);
     T* out = dx + t * H;
     for (i = 0; i + L <= H; i += L) {
       V n = load<T>(row + i) * r;
-      store<T>(out + i, load<T>(out + i) + (load<T>(g + i) * load<T>(w + i) - n * s) * r);
+      store<T>(out + i, load<T>(out + i) + (load<T>(g + i) * (load<T>(w + i) + plus) - n * s) * r);
     }
-    for (; i < H; ++i) out[i] = T(S(out[i]) + r * (S(g[i]) * S(w[i]) - S(row[i]) * r * s));
+    for (; i < H; ++i) out[i] = T(S(out[i]) + r * (S(g[i]) * (S(w[i]) + plus) - S(row[i]) * r * s));
   }
 }
 
-#define WRPO_RMS(T)                                                                                               \
-  WRPO_CLONES void forward(const T* x, const T* residual, T* summed, const T* w, ScalarOf<T> eps, T* y,           \
-                           ScalarOf<T>* rstd, int64_t H, int64_t begin, int64_t end) {                            \
-    forwardRows<T>(x, residual, summed, w, eps, y, rstd, H, begin, end);                                          \
-  }                                                                                                               \
-  WRPO_CLONES void backward(const T* dy, const T* x, const T* w, const ScalarOf<T>* rstd, T* dx, ScalarOf<T>* dw, \
-                            int64_t H, int64_t begin, int64_t end) {                                              \
-    backwardRows<T>(dy, x, w, rstd, dx, dw, H, begin, end);                                                       \
+#define WRPO_RMS(T)                                                                                                 \
+  WRPO_CLONES void forward(const T* x, const T* residual, T* summed, const T* w, ScalarOf<T> plus, ScalarOf<T> eps, \
+                           T* y, ScalarOf<T>* rstd, int64_t H, int64_t begin, int64_t end) {                        \
+    forwardRows<T>(x, residual, summed, w, plus, eps, y, rstd, H, begin, end);                                      \
+  }                                                                                                                 \
+  WRPO_CLONES void backward(const T* dy, const T* x, const T* w, ScalarOf<T> plus, const ScalarOf<T>* rstd, T* dx,  \
+                            ScalarOf<T>* dw, int64_t H, int64_t begin, int64_t end) {                               \
+    backwardRows<T>(dy, x, w, plus, rstd, dx, dw, H, begin, end);                                                   \
   }
 WRPO_RMS(float)
 WRPO_RMS(double)
@@ -95,20 +99,20 @@ WRPO_RMS(c10::BFloat16)
 
 }  // namespace
 
-void rmsNormForward(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& sum, const at::Tensor& w,
+void rmsNormForward(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& sum, const NormWeight& w,
                     double eps, const at::Tensor& y, const at::Tensor& rstd) {
   byType(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
+    using S = ScalarOf<T>;
     const T* r = residual.defined() ? data<T>(residual) : nullptr;
     T* s = residual.defined() ? data<T>(sum) : nullptr;
     parallelRows(x.size(0), 64, [&](int64_t begin, int64_t end) {
-      forward(data<T>(x), r, s, data<T>(w), ScalarOf<T>(eps), data<T>(y), data<ScalarOf<T>>(rstd), x.size(1), begin,
-              end);
+      forward(data<T>(x), r, s, data<T>(w.weight), S(w.plus), S(eps), data<T>(y), data<S>(rstd), x.size(1), begin, end);
     });
   });
 }
 
-void rmsNormBackward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& w, const at::Tensor& rstd,
+void rmsNormBackward(const at::Tensor& dy, const at::Tensor& x, const NormWeight& w, const at::Tensor& rstd,
                      const at::Tensor& dx, const at::Tensor& dw) {
   byType(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -121,8 +125,8 @@ void rmsNormBackward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor
     std::vector<S> partial(blocks * H, S(0));
     parallelRows(blocks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b)
-        backward(data<T>(dy), data<T>(x), data<T>(w), data<S>(rstd), data<T>(dx), partial.data() + b * H, H, b * block,
-                 std::min(rows, (b + 1) * block));
+        backward(data<T>(dy), data<T>(x), data<T>(w.weight), S(w.plus), data<S>(rstd), data<T>(dx),
+                 partial.data() + b * H, H, b * block, std::min(rows, (b + 1) * block));
     });
     std::vector<double> total(H, 0);
     for (int64_t b = 0; b < blocks; ++b)

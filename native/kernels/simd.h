@@ -122,6 +122,24 @@ WRPO_INLINE F64 exp(F64 x) {
   return result;
 }
 
+// tanh: an odd polynomial near zero, where 1 - 2 / (e^2x + 1) would cancel (relative error below 2 ulp).
+WRPO_INLINE F32 tanh(F32 x) {
+  F32 magnitude = x < 0.f ? -x : x;
+  F32 far = 1.f - 2.f / (exp(magnitude * 2.f) + 1.f);
+  F32 z = x * x;
+  F32 p = splat<F32>(-5.70498872745e-3f);
+  p = p * z + 2.06390887954e-2f;
+  p = p * z - 5.37397155531e-2f;
+  p = p * z + 1.33314422036e-1f;
+  p = p * z - 3.33332819422e-1f;
+  return magnitude < 0.625f ? p * z * x + x : (x < 0.f ? -far : far);
+}
+WRPO_INLINE F64 tanh(F64 x) {
+  F64 result;
+  for (int i = 0; i < 8; ++i) result[i] = std::tanh(x[i]);
+  return result;
+}
+
 // Calls body(vector-of-lanes, index) over n elements; the last, partial block goes through a padded buffer.
 template <class T>
 WRPO_INLINE VectorOf<T> loadTail(const T* p, int64_t n, T fill) {

@@ -43,16 +43,20 @@ Qkv split(const ModelConfig& c, const at::Tensor& qkv, Range queries, Range keys
           heads(qkv, keys, c.heads + c.kvHeads, c.kvHeads, c.headDim)};
 }
 
+bool inBlocks(const ModelConfig& c, int64_t window, const Batch& batch, const at::Tensor& qkv) {
+  if (c.attentionSoftcap > 0 || (qkv.scalar_type() == at::kFloat && sgemmPays())) return true;
+  return window > 0 && batch.longest() > window;
+}
+
 }  // namespace
 
-void attentionForward(const ModelConfig& c, const Batch& batch, const at::Tensor& qkv, const at::Tensor& out,
-                      const at::Tensor& lse, bool promptQueries) {
-  if (qkv.scalar_type() == at::kFloat && sgemmPays())
-    return blockedAttentionForward(c, batch, qkv, out, lse, promptQueries);
+void attentionForward(const ModelConfig& c, int64_t window, const Batch& batch, const at::Tensor& qkv,
+                      const at::Tensor& out, const at::Tensor& lse, bool promptQueries) {
+  if (inBlocks(c, window, batch, qkv)) return blockedAttentionForward(c, window, batch, qkv, out, lse, promptQueries);
   auto self = [&](Range r) {
     if (r.length == 0) return;
     auto [q, k, v] = split(c, qkv, r, r);
-    auto [o, l] = at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, true);
+    auto [o, l] = at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, true, {}, c.queryScale);
     heads(out, r, 0, c.heads, c.headDim).copy_(o);
     statistics(lse, r).copy_(l);
   };
@@ -62,21 +66,22 @@ void attentionForward(const ModelConfig& c, const Batch& batch, const at::Tensor
     Range keys = prompt(batch, g), queries = responsesOf(batch, g);
     if (keys.length == 0 || queries.length == 0) continue;
     auto [q, k, v] = split(c, qkv, queries, keys);
-    auto [o, l] = at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, false);
+    auto [o, l] = at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, false, {}, c.queryScale);
     mergeLse(out.narrow(0, queries.start, queries.length), lse.narrow(0, queries.start, queries.length),
              o.transpose(1, 2).contiguous(), l.transpose(1, 2).contiguous(), c.heads);
   }
 }
 
-void attentionBackward(const ModelConfig& c, const Batch& batch, const at::Tensor& dOut, const at::Tensor& qkv,
-                       const at::Tensor& out, const at::Tensor& lse, const at::Tensor& dQkv, bool promptQueries) {
-  if (qkv.scalar_type() == at::kFloat && sgemmPays())
-    return blockedAttentionBackward(c, batch, dOut, qkv, out, lse, dQkv, promptQueries);
+void attentionBackward(const ModelConfig& c, int64_t window, const Batch& batch, const at::Tensor& dOut,
+                       const at::Tensor& qkv, const at::Tensor& out, const at::Tensor& lse, const at::Tensor& dQkv,
+                       bool promptQueries) {
+  if (inBlocks(c, window, batch, qkv))
+    return blockedAttentionBackward(c, window, batch, dOut, qkv, lse, dQkv, promptQueries);
   auto part = [&](Range queries, Range keys, bool causal) {
     auto [q, k, v] = split(c, qkv, queries, keys);
-    return at::_scaled_dot_product_flash_attention_for_cpu_backward(heads(dOut, queries, 0, c.heads, c.headDim), q, k,
-                                                                    v, heads(out, queries, 0, c.heads, c.headDim),
-                                                                    statistics(lse, queries), 0.0, causal);
+    return at::_scaled_dot_product_flash_attention_for_cpu_backward(
+        heads(dOut, queries, 0, c.heads, c.headDim), q, k, v, heads(out, queries, 0, c.heads, c.headDim),
+        statistics(lse, queries), 0.0, causal, {}, c.queryScale);
   };
   auto self = [&](Range r) {
     if (r.length == 0) return;

@@ -12,11 +12,13 @@
 namespace wrpo {
 
 // qkv [T, (heads + 2 kvHeads) headDim] after RoPE; out [T, heads headDim]; lse [T, heads] in the compute type.
+// window: how many keys a row sees, itself included; 0 = all before it.
 // Without promptQueries the prompts' own rows of out and lse are left untouched: the last layer needs only their keys.
-void attentionForward(const ModelConfig& config, const Batch& batch, const at::Tensor& qkv, const at::Tensor& out,
-                      const at::Tensor& lse, bool promptQueries);
+void attentionForward(const ModelConfig& config, int64_t window, const Batch& batch, const at::Tensor& qkv,
+                      const at::Tensor& out, const at::Tensor& lse, bool promptQueries);
 // dQkv [T, ...] is written whole.
-void attentionBackward(const ModelConfig& config, const Batch& batch, const at::Tensor& dOut, const at::Tensor& qkv,
-                       const at::Tensor& out, const at::Tensor& lse, const at::Tensor& dQkv, bool promptQueries);
+void attentionBackward(const ModelConfig& config, int64_t window, const Batch& batch, const at::Tensor& dOut,
+                       const at::Tensor& qkv, const at::Tensor& out, const at::Tensor& lse, const at::Tensor& dQkv,
+                       bool promptQueries);
 
 }  // namespace wrpo

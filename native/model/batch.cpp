@@ -1,5 +1,6 @@
 #include "model/batch.h"
 
+#include <algorithm>
 #include <string>
 
 #include "error.h"
@@ -56,6 +57,16 @@ void Batch::validate(int64_t vocabSize) const {
       if (contestResponses[e] < groupOffsets[g] || contestResponses[e] >= groupOffsets[g + 1])
         fail("ERR_DATA", "a contest of prompt " + std::to_string(g) + " names response " +
                              std::to_string(contestResponses[e]) + ", which is another prompt's");
+}
+
+int64_t Batch::longest() const {
+  int64_t rows = 0;
+  for (int64_t g = 0; g < groups(); ++g) {
+    int64_t prompt = promptOffsets[g + 1] - promptOffsets[g];
+    for (int32_t k = groupOffsets[g]; k < groupOffsets[g + 1]; ++k)
+      rows = std::max(rows, prompt + responseOffsets[k + 1] - responseOffsets[k]);
+  }
+  return rows;
 }
 
 }  // namespace wrpo

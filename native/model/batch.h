@@ -28,6 +28,8 @@ struct Batch {
   int64_t promptTokens() const { return promptOffsets.back(); }
   int64_t responseRows() const { return responseOffsets.back(); }
   int64_t size() const { return int64_t(tokens.size()); }
+  // Rows of the longest sequence: a prompt's and a response's.
+  int64_t longest() const;
 
   // Throws ERR_DATA unless every index stays inside its array and every token inside the vocabulary.
   void validate(int64_t vocabSize) const;

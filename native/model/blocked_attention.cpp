@@ -1,5 +1,10 @@
 #include "model/blocked_attention.h"
 
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/mm.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -13,60 +18,133 @@
 namespace wrpo {
 namespace {
 
-using simd::F32;
+using namespace simd;
 
 constexpr int64_t blockRows = 48;  // query rows at a time: few, since a block computes half of its square in vain
 
-// scores [rows, ld] -> exp(scale * score - max), zero from the first key that row i may not see; sums and log-sum-exps.
-WRPO_CLONES void softmaxRows(float* scores, int64_t ld, int64_t rows, int64_t firstVisible, float scale, float* sums,
-                             float* lse, int64_t lseStride) {
+// The columns of the scores that row i of a block sees: [max(0, first + i), end + i).
+struct Visible {
+  int64_t first, end;
+
+  int64_t low(int64_t i) const { return std::max<int64_t>(0, first + i); }
+};
+
+// How scores become logits: scale * score, or, with a cap, cap * tanh(scale * score / cap).
+template <class T>
+struct Logits {
+  T scale, cap;
+};
+
+// scores [rows, ld] -> exp(logit - max), zero where row i sees nothing; sums and log-sum-exps.
+template <class T>
+WRPO_INLINE void softmax(T* scores, int64_t ld, int64_t rows, Visible visible, Logits<T> logits, T* sums, T* lse,
+                         int64_t lseStride) {
+  constexpr int64_t L = lanes<T>;
+  const T lowest = -std::numeric_limits<T>::infinity();
   for (int64_t i = 0; i < rows; ++i) {
-    float* s = scores + i * ld;
-    int64_t visible = firstVisible + i, whole = visible / 16 * 16;
-    const float lowest = -std::numeric_limits<float>::infinity();
-    F32 high = simd::splat<F32>(lowest);
-    for (int64_t j = 0; j < whole; j += 16) high = simd::max(high, simd::load(s + j));
-    if (whole < visible) high = simd::max(high, simd::loadTail(s + whole, visible - whole, lowest));
-    float top = high[0];
-    for (int j = 1; j < 16; ++j) top = std::max(top, high[j]);
-    F32 total{};
-    for (int64_t j = 0; j < whole; j += 16) {
-      F32 e = simd::exp((simd::load(s + j) - top) * scale);
-      simd::store(s + j, e);
+    T *s = scores + i * ld, scale = logits.scale;
+    int64_t low = visible.low(i), end = visible.end + i, whole = (end + L - 1) / L * L;
+    if (logits.cap > 0) {
+      for (int64_t j = 0; j < whole; j += L) store<T>(s + j, tanh(load(s + j) * (scale / logits.cap)) * logits.cap);
+      scale = 1;
+    }
+    std::fill(s, s + low, lowest);
+    std::fill(s + end, s + whole, lowest);
+    auto high = splat<VectorOf<T>>(lowest);
+    for (int64_t j = 0; j < whole; j += L) high = max(high, load(s + j));
+    T top = high[0];
+    for (int j = 1; j < L; ++j) top = std::max(top, high[j]);
+    VectorOf<T> total{};
+    for (int64_t j = 0; j < whole; j += L) {
+      auto e = exp((load(s + j) - top) * scale);
+      store<T>(s + j, e);
       total += e;
     }
-    if (whole < visible) {
-      F32 e = simd::exp((simd::loadTail(s + whole, visible - whole, lowest) - top) * scale);
-      simd::storeTail(s + whole, visible - whole, e);
-      for (int64_t j = 0; j < visible - whole; ++j) total[j] += e[j];
-    }
-    std::memset(s + visible, 0, (ld - visible) * sizeof(float));
-    sums[i] = simd::sum(total);
+    std::fill(s + whole, s + ld, T(0));
+    sums[i] = sum(total);
     lse[i * lseStride] = top * scale + std::log(sums[i]);
   }
 }
 
-// scores and dP [rows, ld] -> P = exp(scale * score - lse) and dScores = scale * P * (dP - D), D = <dOut, out>.
-WRPO_CLONES void softmaxRowsBackward(float* scores, float* dP, int64_t ld, int64_t rows, int64_t firstVisible,
-                                     float scale, const float* lse, int64_t lseStride, const float* dOut,
-                                     const float* out, int64_t ldOut, int64_t d) {
+// scores and dP [rows, ld] -> P = exp(logit - lse) and dLoss/dscores. The mean of dP under P is taken over the very
+// numbers it is subtracted from, so that a row of dLoss/dlogits sums to nothing: what all keys have in common (a key
+// bias above all) has a gradient of almost nothing, and AdamW would make steps of its rounding errors.
+template <class T>
+WRPO_INLINE void softmaxBackward(T* scores, T* dP, int64_t ld, int64_t rows, Visible visible, Logits<T> logits,
+                                 const T* lse, int64_t lseStride, T* slope) {
+  constexpr int64_t L = lanes<T>;
   for (int64_t i = 0; i < rows; ++i) {
-    float *s = scores + i * ld, *g = dP + i * ld, D = 0, l = lse[i * lseStride];
-    for (int64_t j = 0; j < d; ++j) D += dOut[i * ldOut + j] * out[i * ldOut + j];
-    int64_t visible = firstVisible + i, whole = (visible + 15) / 16 * 16;
-    for (int64_t j = 0; j < whole; j += 16) {
-      F32 p = simd::exp(simd::load(s + j) * scale - l);
-      simd::store(s + j, p);
-      simd::store(g + j, p * (simd::load(g + j) - D) * scale);
+    T *s = scores + i * ld, *g = dP + i * ld, scale = logits.scale, l = lse[i * lseStride];
+    int64_t low = visible.low(i), end = visible.end + i, whole = (end + L - 1) / L * L;
+    if (logits.cap > 0) {
+      for (int64_t j = 0; j < whole; j += L) {
+        auto t = tanh(load(s + j) * (scale / logits.cap));
+        store<T>(s + j, t * logits.cap);
+        store<T>(slope + j, (T(1) - t * t) * scale);
+      }
+      scale = 1;
     }
-    std::memset(s + visible, 0, (ld - visible) * sizeof(float));
-    std::memset(g + visible, 0, (ld - visible) * sizeof(float));
+    for (auto [from, to] : {std::pair{int64_t(0), low}, {end, whole}}) {
+      std::fill(s + from, s + to, -std::numeric_limits<T>::infinity());
+      std::fill(g + from, g + to, T(0));
+    }
+    VectorOf<T> total{}, mass{};
+    for (int64_t j = 0; j < whole; j += L) {
+      auto p = exp(load(s + j) * scale - l);
+      store<T>(s + j, p);
+      total += p * load(g + j);
+      mass += p;
+    }
+    T mean = sum(total) / sum(mass);
+    for (int64_t j = 0; j < whole; j += L) {
+      auto d = load(s + j) * (load(g + j) - mean);
+      store<T>(g + j, logits.cap > 0 ? d * load(slope + j) : d * scale);
+    }
+    std::fill(s + whole, s + ld, T(0));
+    std::fill(g + whole, g + ld, T(0));
   }
 }
 
-WRPO_CLONES void divideRows(float* out, int64_t ld, int64_t rows, int64_t d, const float* sums) {
+template <class T>
+WRPO_INLINE void divide(T* out, int64_t ld, int64_t rows, int64_t d, const T* sums) {
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < d; ++j) out[i * ld + j] /= sums[i];
+}
+
+#define WRPO_SOFTMAX(T)                                                                                               \
+  WRPO_CLONES void softmaxRows(T* scores, int64_t ld, int64_t rows, Visible visible, Logits<T> logits, T* sums,       \
+                               T* lse, int64_t lseStride) {                                                           \
+    softmax<T>(scores, ld, rows, visible, logits, sums, lse, lseStride);                                              \
+  }                                                                                                                   \
+  WRPO_CLONES void softmaxRowsBackward(T* scores, T* dP, int64_t ld, int64_t rows, Visible visible, Logits<T> logits, \
+                                       const T* lse, int64_t lseStride, T* slope) {                                   \
+    softmaxBackward<T>(scores, dP, ld, rows, visible, logits, lse, lseStride, slope);                                 \
+  }                                                                                                                   \
+  WRPO_CLONES void divideRows(T* out, int64_t ld, int64_t rows, int64_t d, const T* sums) {                           \
+    divide<T>(out, ld, rows, d, sums);                                                                                \
+  }
+WRPO_SOFTMAX(float)
+WRPO_SOFTMAX(double)
+#undef WRPO_SOFTMAX
+
+// Element (i, j) is data[i * row + j * column].
+template <class T>
+struct Matrix {
+  const T* data;
+  int64_t row, column;
+};
+
+// c [m, n] = a [m, k] b [k, n] on the calling thread, or c += with `add`.
+template <class T>
+void multiply(int64_t m, int64_t n, int64_t k, Matrix<T> a, Matrix<T> b, T* c, int64_t ldc, bool add) {
+  if constexpr (std::is_same_v<T, float>)
+    if (sgemmPays()) return sgemmSerial(m, n, k, {a.data, a.row, a.column}, {b.data, b.row, b.column}, c, ldc, add);
+  auto of = [](const T* p, int64_t rows, int64_t columns, int64_t row, int64_t column) {
+    return at::from_blob(const_cast<T*>(p), {rows, columns}, {row, column}, c10::CppTypeToScalarType<T>::value);
+  };
+  auto to = of(c, m, n, ldc, 1), x = of(a.data, m, k, a.row, a.column), y = of(b.data, k, n, b.row, b.column);
+  if (add) at::addmm_out(to, to, x, y);
+  else at::mm_out(to, x, y);
 }
 
 // A sequence of queries in the batch, and the prompt rows that all of them see besides their own.
@@ -84,27 +162,33 @@ void forSegments(const Batch& b, int64_t g, bool promptQueries, const Body& body
         Segment{b.promptTokens() + b.responseOffsets[k], b.responseOffsets[k + 1] - b.responseOffsets[k], first, rows});
 }
 
-// One block of query rows of one head against the keys of [prompt, own segment up to the block's end].
+// One block of query rows of one head. Its keys are those of [prompt, own segment up to the block's end] from
+// `firstKey` on, the first within the window of the block's first row.
 struct Block {
   Segment segment;
   int64_t offset, rows;  // within the segment
+  int64_t window;
 
   int64_t row() const { return segment.first + offset; }
-  int64_t ownKeys() const { return offset + rows; }
-  int64_t keys() const { return segment.promptRows + ownKeys(); }
-  int64_t firstVisible() const { return segment.promptRows + offset + 1; }  // keys that row 0 of the block sees
+  int64_t position() const { return segment.promptRows + offset; }  // of the first row, among all the keys
+  int64_t firstKey() const { return std::max<int64_t>(0, position() - window + 1); }
+  int64_t keys() const { return position() + rows - firstKey(); }
+  Visible visible() const { return {position() - window + 1 - firstKey(), position() + 1 - firstKey()}; }
   int64_t ld() const { return (keys() + 15) / 16 * 16 + 16; }
   // Calls body(first key row in the batch, number, first column of the scores) for both ranges of keys.
   template <class Body>
   void forKeys(const Body& body) const {
-    if (segment.promptRows > 0) body(segment.promptFirst, segment.promptRows, int64_t(0));
-    body(segment.first, ownKeys(), segment.promptRows);
+    int64_t from = firstKey(), ofPrompt = std::max<int64_t>(0, segment.promptRows - from);
+    if (ofPrompt > 0) body(segment.promptFirst + from, ofPrompt, int64_t(0));
+    body(segment.first + std::max<int64_t>(0, from - segment.promptRows), keys() - ofPrompt, ofPrompt);
   }
 };
 
 template <class Body>
-void forBlocks(const Segment& s, const Body& body) {
-  for (int64_t at = 0; at < s.rows; at += blockRows) body(Block{s, at, std::min(blockRows, s.rows - at)});
+void forBlocks(const Segment& s, int64_t window, const Body& body) {
+  // Without a window every row sees back to the first.
+  if (window == 0) window = s.promptRows + s.rows;
+  for (int64_t at = 0; at < s.rows; at += blockRows) body(Block{s, at, std::min(blockRows, s.rows - at), window});
 }
 
 // Heads of one key-value head of one prompt make up a task: no two tasks write the same rows and columns.
@@ -115,33 +199,33 @@ void forTasks(const ModelConfig& c, const Batch& b, const Body& body) {
   });
 }
 
-float* atLeast(std::vector<float>& space, int64_t n) {
+template <class T>
+T* atLeast(std::vector<T>& space, int64_t n) {
   if (int64_t(space.size()) < n) space.resize(n);
   return space.data();
 }
 
-}  // namespace
-
-void blockedAttentionForward(const ModelConfig& c, const Batch& batch, const at::Tensor& qkv, const at::Tensor& out,
-                             const at::Tensor& lse, bool promptQueries) {
+template <class T>
+void forward(const ModelConfig& c, int64_t window, const Batch& batch, const at::Tensor& qkv, const at::Tensor& out,
+             const at::Tensor& lse, bool promptQueries) {
   const int64_t d = c.headDim, ld = qkv.stride(0), ldOut = out.stride(0), share = c.heads / c.kvHeads;
-  const float scale = float(1 / std::sqrt(double(d)));
+  const Logits<T> logits{T(c.queryScale), T(c.attentionSoftcap)};
   forTasks(c, batch, [&](int64_t g, int64_t kv) {
-    thread_local std::vector<float> space;
-    float sums[blockRows];
-    const float *k = data<float>(qkv) + (c.heads + kv) * d, *v = k + c.kvHeads * d;
+    thread_local std::vector<T> space;
+    T sums[blockRows];
+    const T *k = data<T>(qkv) + (c.heads + kv) * d, *v = k + c.kvHeads * d;
     auto head = [&](const Segment& s, int64_t h) {
-      forBlocks(s, [&](const Block& block) {
-        float* scores = atLeast(space, blockRows * block.ld());
-        Strided q{data<float>(qkv) + block.row() * ld + h * d, ld, 1};
+      forBlocks(s, window, [&](const Block& block) {
+        T* scores = atLeast(space, blockRows * block.ld());
+        Matrix<T> q{data<T>(qkv) + block.row() * ld + h * d, ld, 1};
         block.forKeys([&](int64_t key, int64_t n, int64_t column) {
-          sgemmSerial(block.rows, n, d, q, {k + key * ld, 1, ld}, scores + column, block.ld(), false);
+          multiply<T>(block.rows, n, d, q, {k + key * ld, 1, ld}, scores + column, block.ld(), false);
         });
-        softmaxRows(scores, block.ld(), block.rows, block.firstVisible(), scale, sums,
-                    data<float>(lse) + block.row() * c.heads + h, c.heads);
-        float* to = data<float>(out) + block.row() * ldOut + h * d;
+        softmaxRows(scores, block.ld(), block.rows, block.visible(), logits, sums,
+                    data<T>(lse) + block.row() * c.heads + h, c.heads);
+        T* to = data<T>(out) + block.row() * ldOut + h * d;
         block.forKeys([&](int64_t key, int64_t n, int64_t column) {
-          sgemmSerial(block.rows, d, n, {scores + column, block.ld(), 1}, {v + key * ld, ld, 1}, to, ldOut, column > 0);
+          multiply<T>(block.rows, d, n, {scores + column, block.ld(), 1}, {v + key * ld, ld, 1}, to, ldOut, column > 0);
         });
         divideRows(to, ldOut, block.rows, d, sums);
       });
@@ -152,33 +236,31 @@ void blockedAttentionForward(const ModelConfig& c, const Batch& batch, const at:
   });
 }
 
-void blockedAttentionBackward(const ModelConfig& c, const Batch& batch, const at::Tensor& dOut, const at::Tensor& qkv,
-                              const at::Tensor& out, const at::Tensor& lse, const at::Tensor& dQkv,
-                              bool promptQueries) {
-  const int64_t d = c.headDim, ld = qkv.stride(0), ldOut = out.stride(0), share = c.heads / c.kvHeads;
-  const float scale = float(1 / std::sqrt(double(d)));
+template <class T>
+void backward(const ModelConfig& c, int64_t window, const Batch& batch, const at::Tensor& dOut, const at::Tensor& qkv,
+              const at::Tensor& lse, const at::Tensor& dQkv, bool promptQueries) {
+  const int64_t d = c.headDim, ld = qkv.stride(0), ldOut = dOut.stride(0), share = c.heads / c.kvHeads;
+  const Logits<T> logits{T(c.queryScale), T(c.attentionSoftcap)};
   dQkv.zero_();
   forTasks(c, batch, [&](int64_t g, int64_t kv) {
-    thread_local std::vector<float> space;
-    const float *k = data<float>(qkv) + (c.heads + kv) * d, *v = k + c.kvHeads * d;
-    float *dK = data<float>(dQkv) + (c.heads + kv) * d, *dV = dK + c.kvHeads * d;
+    thread_local std::vector<T> space;
+    const T *k = data<T>(qkv) + (c.heads + kv) * d, *v = k + c.kvHeads * d;
+    T *dK = data<T>(dQkv) + (c.heads + kv) * d, *dV = dK + c.kvHeads * d;
     auto head = [&](const Segment& s, int64_t h) {
-      forBlocks(s, [&](const Block& block) {
+      forBlocks(s, window, [&](const Block& block) {
         const int64_t ldS = block.ld(), n = block.rows, row = block.row();
-        float *p = atLeast(space, 2 * blockRows * ldS), *dS = p + blockRows * ldS;
-        const float *q = data<float>(qkv) + row * ld + h * d, *o = data<float>(out) + row * ldOut + h * d,
-                    *dO = data<float>(dOut) + row * ldOut + h * d;
+        T *p = atLeast(space, (2 * blockRows + 1) * ldS), *dS = p + blockRows * ldS, *slope = dS + blockRows * ldS;
+        const T *q = data<T>(qkv) + row * ld + h * d, *dO = data<T>(dOut) + row * ldOut + h * d;
         block.forKeys([&](int64_t key, int64_t m, int64_t column) {
-          sgemmSerial(n, m, d, {q, ld, 1}, {k + key * ld, 1, ld}, p + column, ldS, false);
-          sgemmSerial(n, m, d, {dO, ldOut, 1}, {v + key * ld, 1, ld}, dS + column, ldS, false);
+          multiply<T>(n, m, d, {q, ld, 1}, {k + key * ld, 1, ld}, p + column, ldS, false);
+          multiply<T>(n, m, d, {dO, ldOut, 1}, {v + key * ld, 1, ld}, dS + column, ldS, false);
         });
-        softmaxRowsBackward(p, dS, ldS, n, block.firstVisible(), scale, data<float>(lse) + row * c.heads + h, c.heads,
-                            dO, o, ldOut, d);
-        float* dQ = data<float>(dQkv) + row * ld + h * d;
+        softmaxRowsBackward(p, dS, ldS, n, block.visible(), logits, data<T>(lse) + row * c.heads + h, c.heads, slope);
+        T* dQ = data<T>(dQkv) + row * ld + h * d;
         block.forKeys([&](int64_t key, int64_t m, int64_t column) {
-          sgemmSerial(n, d, m, {dS + column, ldS, 1}, {k + key * ld, ld, 1}, dQ, ld, column > 0);
-          sgemmSerial(m, d, n, {dS + column, 1, ldS}, {q, ld, 1}, dK + key * ld, ld, true);
-          sgemmSerial(m, d, n, {p + column, 1, ldS}, {dO, ldOut, 1}, dV + key * ld, ld, true);
+          multiply<T>(n, d, m, {dS + column, ldS, 1}, {k + key * ld, ld, 1}, dQ, ld, column > 0);
+          multiply<T>(m, d, n, {dS + column, 1, ldS}, {q, ld, 1}, dK + key * ld, ld, true);
+          multiply<T>(m, d, n, {p + column, 1, ldS}, {dO, ldOut, 1}, dV + key * ld, ld, true);
         });
       });
     };
@@ -186,6 +268,27 @@ void blockedAttentionBackward(const ModelConfig& c, const Batch& batch, const at
       for (int64_t h = kv * share; h < (kv + 1) * share; ++h) head(s, h);
     });
   });
+}
+
+}  // namespace
+
+void blockedAttentionForward(const ModelConfig& c, int64_t window, const Batch& batch, const at::Tensor& qkv,
+                             const at::Tensor& out, const at::Tensor& lse, bool promptQueries) {
+  if (qkv.scalar_type() == at::kDouble) return forward<double>(c, window, batch, qkv, out, lse, promptQueries);
+  if (qkv.scalar_type() == at::kFloat) return forward<float>(c, window, batch, qkv, out, lse, promptQueries);
+  auto wide = out.to(at::kFloat);
+  forward<float>(c, window, batch, qkv.to(at::kFloat), wide, lse, promptQueries);
+  out.copy_(wide);
+}
+
+void blockedAttentionBackward(const ModelConfig& c, int64_t window, const Batch& batch, const at::Tensor& dOut,
+                              const at::Tensor& qkv, const at::Tensor& lse, const at::Tensor& dQkv,
+                              bool promptQueries) {
+  if (qkv.scalar_type() == at::kDouble) return backward<double>(c, window, batch, dOut, qkv, lse, dQkv, promptQueries);
+  if (qkv.scalar_type() == at::kFloat) return backward<float>(c, window, batch, dOut, qkv, lse, dQkv, promptQueries);
+  auto wide = at::empty(dQkv.sizes(), at::kFloat);
+  backward<float>(c, window, batch, dOut.to(at::kFloat), qkv.to(at::kFloat), lse, wide, promptQueries);
+  dQkv.copy_(wide);
 }
 
 }  // namespace wrpo

@@ -4,6 +4,7 @@
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/scalar_tensor.h>
 
 #include <algorithm>
 
@@ -46,20 +47,31 @@ void linearWeightGradient(const at::Tensor& dw, const at::Tensor& dy, const at::
   else out.add_(at::mm(dy.t(), x));
 }
 
-const at::Tensor& Decoder::ropeTableFor(const Batch& batch) {
-  int64_t needed = 1 + *std::max_element(batch.positions.begin(), batch.positions.end());
-  if (!frequencies_.defined()) frequencies_ = ropeFrequencies(config_.rope, config_.headDim);
-  if (!ropeTable_.defined() || ropeTable_.size(0) < needed)
-    ropeTable_ = ropeTable(frequencies_, (needed + 255) / 256 * 256);
-  return ropeTable_;
+Decoder::Decoder(const ModelConfig& config, Weights& weights, Workspace& workspace)
+    : config_(config), weights_(weights), workspace_(workspace), global_(config.rope) {
+  if (config.localRope.dim > 0) local_.emplace(config.localRope);
+}
+
+void Decoder::finishQkv(int64_t layer, const at::Tensor& qkv, const at::Tensor& to) const {
+  const ModelConfig& c = config_;
+  const LayerWeights& w = weights_.view.layers[layer];
+  if (c.headNorm) {
+    int64_t q = c.heads * c.headDim, k = c.kvHeads * c.headDim;
+    headNormForward(qkv.narrow(1, 0, q), norm(w.qNorm), c.rmsNormEps, to.narrow(1, 0, q));
+    headNormForward(qkv.narrow(1, q, k), norm(w.kNorm), c.rmsNormEps, to.narrow(1, q, k));
+    to.narrow(1, q + k, k).copy_(qkv.narrow(1, q + k, k));
+  }
+  rotary(layer).rotate(to, c.heads + c.kvHeads, c.headDim, 1);
 }
 
 at::Tensor Decoder::forward(const Batch& batch, bool keep) {
   const ModelConfig& c = config_;
   const int64_t T = batch.size(), H = c.hiddenSize, F = c.intermediateSize, P = batch.promptTokens();
   const auto dtype = weights_.dtype(), stats = computeType(dtype);
-  const auto& table = ropeTableFor(batch);
+  global_.prepare(batch);
+  if (local_) local_->prepare(batch);
   auto take = [&](at::IntArrayRef sizes, at::ScalarType type) { return workspace_.take(sizes, type); };
+  auto takeIf = [&](bool needed, at::IntArrayRef sizes) { return needed ? take(sizes, dtype) : at::Tensor(); };
   auto rows = [](const at::Tensor& t, int64_t from) { return t.narrow(0, from, t.size(0) - from); };
 
   // Without `keep` one set of layer buffers serves every layer.
@@ -71,7 +83,9 @@ at::Tensor Decoder::forward(const Batch& batch, bool keep) {
             take({T, c.heads}, stats),
             take({T, H}, dtype),
             take({T}, stats),
-            take({T, 2 * F}, dtype)};
+            take({T, 2 * F}, dtype),
+            takeIf(c.branchNorms, {T, H}),
+            takeIf(c.branchNorms, {T, H})};
   };
   saved_.clear();
   for (int64_t l = 0; l < (keep ? c.layers : 1); ++l) saved_.push_back(buffers());
@@ -79,30 +93,41 @@ at::Tensor Decoder::forward(const Batch& batch, bool keep) {
   finalRstd_ = take({T - P}, stats);
   auto hidden = take({T - P, H}, dtype);
   auto scratch = workspace_.mark();
-  auto normed = take({T, H}, dtype), branch = take({T, H}, dtype), h = take({T, F}, dtype);
+  auto normed = take({T, H}, dtype), branch = take({T, H}, dtype), h = take({T, F}, dtype), rstd = take({T}, stats);
+  auto rotated = takeIf(c.headNorm, {T, c.qkvSize()});
+  at::Tensor none, pending;  // pending: the MLP's output, added to the stream by the next norm
+  // y [T, H] = x w^T, through a norm of its own where branches have one; `raw` is what that normalises.
+  auto project = [&](const at::Tensor& x, const at::Tensor& w, const at::Tensor& after, const at::Tensor& raw,
+                     const at::Tensor& y, int64_t from) {
+    if (!c.branchNorms) return linear(rows(y, from), rows(x, from), w);
+    linear(rows(raw, from), rows(x, from), w);
+    rmsNormForward(rows(raw, from), none, none, norm(after), c.rmsNormEps, rows(y, from), rows(rstd, from));
+  };
 
   auto ids = at::from_blob(const_cast<int32_t*>(batch.tokens.data()), {T}, at::kInt);
   at::index_select_out(saved_[0].x, weights_.view.embed, 0, ids);
-  at::Tensor none, pending;  // pending: the MLP's output, added to the stream by the next norm
+  if (c.embeddingScale != 1) saved_[0].x.mul_(at::scalar_tensor(c.embeddingScale, dtype));
   for (int64_t l = 0; l < c.layers; ++l) {
     poll();
     const LayerWeights& w = weights_.view.layers[l];
     Saved& s = saved_[keep ? l : 0];
     int64_t from = firstRow(batch, l);
     const at::Tensor& before = l == 0 ? s.x : saved_[keep ? l - 1 : 0].x2;
-    rmsNormForward(before, pending, s.x, w.inputNorm, c.rmsNormEps, normed, s.rstd1);
+    rmsNormForward(before, pending, s.x, norm(w.inputNorm), c.rmsNormEps, normed, s.rstd1);
     linear(s.qkv, normed, w.qkv);
-    rope(s.qkv, c.heads + c.kvHeads, c.headDim, table, batch.positions.data(), 1);
-    attentionForward(c, batch, s.qkv, s.out, s.lse, from == 0);
-    linear(rows(branch, from), rows(s.out, from), w.o);
-    rmsNormForward(rows(s.x, from), rows(branch, from), rows(s.x2, from), w.postNorm, c.rmsNormEps, rows(normed, from),
-                   rows(s.rstd2, from));
+    if (c.qkvBias) s.qkv.add_(w.qkvBias);
+    const at::Tensor& qkv = c.headNorm ? rotated : s.qkv;
+    finishQkv(l, s.qkv, qkv);
+    attentionForward(c, c.windows[l], batch, qkv, s.out, s.lse, from == 0);
+    project(s.out, w.o, w.attentionNorm, s.attention, branch, from);
+    rmsNormForward(rows(s.x, from), rows(branch, from), rows(s.x2, from), norm(w.mlpNorm), c.rmsNormEps,
+                   rows(normed, from), rows(s.rstd2, from));
     linear(rows(s.gateUp, from), rows(normed, from), w.gateUp);
-    swigluForward(rows(s.gateUp, from), rows(h, from));
-    linear(rows(branch, from), rows(h, from), w.down);
+    swigluForward(c.activation, rows(s.gateUp, from), rows(h, from));
+    project(h, w.down, w.mlpOutNorm, s.mlp, branch, from);
     pending = branch;
   }
-  rmsNormForward(rows(saved_.back().x2, P), rows(pending, P), finalX_, weights_.view.norm, c.rmsNormEps, hidden,
+  rmsNormForward(rows(saved_.back().x2, P), rows(pending, P), finalX_, norm(weights_.view.norm), c.rmsNormEps, hidden,
                  finalRstd_);
   workspace_.release(scratch);
   return hidden;
@@ -111,20 +136,30 @@ at::Tensor Decoder::forward(const Batch& batch, bool keep) {
 void Decoder::backward(const Batch& batch, const at::Tensor& dHidden) {
   const ModelConfig& c = config_;
   const int64_t T = batch.size(), H = c.hiddenSize, F = c.intermediateSize, P = batch.promptTokens();
-  const auto dtype = weights_.dtype();
+  const int64_t q = c.heads * c.headDim, k = c.kvHeads * c.headDim;
+  const auto dtype = weights_.dtype(), stats = computeType(dtype);
   const WeightViews& grads = weights_.gradView();
   auto rows = [](const at::Tensor& t, int64_t from) { return t.narrow(0, from, t.size(0) - from); };
 
   auto scratch = workspace_.mark();
-  auto dx = workspace_.take({T, H}, dtype), normed = workspace_.take({T, H}, dtype),
-       dNormed = workspace_.take({T, H}, dtype);
-  auto dh = workspace_.take({T, F}, dtype), h = workspace_.take({T, F}, dtype);
-  auto dOut = workspace_.take({T, c.heads * c.headDim}, dtype), dQkv = workspace_.take({T, c.qkvSize()}, dtype);
-  auto rstd = workspace_.take({T}, computeType(dtype));
+  auto take = [&](bool needed, at::IntArrayRef sizes) { return needed ? workspace_.take(sizes, dtype) : at::Tensor(); };
+  auto dx = take(true, {T, H}), normed = take(true, {T, H}), dNormed = take(true, {T, H});
+  auto dh = take(true, {T, F}), h = take(true, {T, F});
+  auto dOut = take(true, {T, q}), dQkv = take(true, {T, c.qkvSize()});
+  auto rotated = take(c.headNorm, {T, c.qkvSize()}), dRaw = take(c.branchNorms, {T, H});
+  auto rstd = workspace_.take({T}, stats);
   at::Tensor none;
+  // The gradient of a projection's output: that of the stream, or what a norm of the branch makes of it.
+  auto throughNorm = [&](const at::Tensor& raw, const at::Tensor& after, const at::Tensor& dAfter, int64_t from) {
+    if (!c.branchNorms) return rows(dx, from);
+    auto to = rows(dRaw, from), y = rows(normed, from), r = rows(rstd, from);
+    rmsNormForward(rows(raw, from), none, none, norm(after), c.rmsNormEps, y, r);
+    rmsNormBackward(rows(dx, from), rows(raw, from), norm(after), r, to.zero_(), dAfter);
+    return to;
+  };
 
   dx.zero_();
-  rmsNormBackward(dHidden, finalX_, weights_.view.norm, finalRstd_, rows(dx, P), grads.norm);
+  rmsNormBackward(dHidden, finalX_, norm(weights_.view.norm), finalRstd_, rows(dx, P), grads.norm);
   for (int64_t l = c.layers - 1; l >= 0; --l) {
     poll();
     const LayerWeights &w = weights_.view.layers[l], &g = grads.layers[l];
@@ -133,24 +168,33 @@ void Decoder::backward(const Batch& batch, const at::Tensor& dHidden) {
     auto live = [&](const at::Tensor& t) { return rows(t, from); };
 
     // MLP: x' = x2 + down(swiglu(gateUp(norm(x2)))); gateUp is overwritten by its gradient.
-    linearInputGradient(live(dh), live(dx), w.down);
-    swigluBackward(live(dh), live(s.gateUp), live(h));
-    linearWeightGradient(g.down, live(dx), live(h));
-    rmsNormForward(live(s.x2), none, none, w.postNorm, c.rmsNormEps, live(normed), live(rstd));
+    auto dMlp = throughNorm(s.mlp, w.mlpOutNorm, g.mlpOutNorm, from);
+    linearInputGradient(live(dh), dMlp, w.down);
+    swigluBackward(c.activation, live(dh), live(s.gateUp), live(h));
+    linearWeightGradient(g.down, dMlp, live(h));
+    rmsNormForward(live(s.x2), none, none, norm(w.mlpNorm), c.rmsNormEps, live(normed), live(rstd));
     linearWeightGradient(g.gateUp, live(s.gateUp), live(normed));
     linearInputGradient(live(dNormed), live(s.gateUp), w.gateUp);
-    rmsNormBackward(live(dNormed), live(s.x2), w.postNorm, live(s.rstd2), live(dx), g.postNorm);
+    rmsNormBackward(live(dNormed), live(s.x2), norm(w.mlpNorm), live(s.rstd2), live(dx), g.mlpNorm);
 
     // Attention: x2 = x + o(attention(rope(qkv(norm(x)))))
-    linearInputGradient(live(dOut), live(dx), w.o);
-    linearWeightGradient(g.o, live(dx), live(s.out));
-    attentionBackward(c, batch, dOut, s.qkv, s.out, s.lse, dQkv, from == 0);
-    rope(dQkv, c.heads + c.kvHeads, c.headDim, ropeTable_, batch.positions.data(), -1);
-    rmsNormForward(s.x, none, none, w.inputNorm, c.rmsNormEps, normed, rstd);
+    auto dAttention = throughNorm(s.attention, w.attentionNorm, g.attentionNorm, from);
+    linearInputGradient(live(dOut), dAttention, w.o);
+    linearWeightGradient(g.o, dAttention, live(s.out));
+    if (c.headNorm) finishQkv(l, s.qkv, rotated);
+    attentionBackward(c, c.windows[l], batch, dOut, c.headNorm ? rotated : s.qkv, s.out, s.lse, dQkv, from == 0);
+    rotary(l).rotate(dQkv, c.heads + c.kvHeads, c.headDim, -1);
+    if (c.headNorm) {
+      headNormBackward(dQkv.narrow(1, 0, q), s.qkv.narrow(1, 0, q), norm(w.qNorm), c.rmsNormEps, g.qNorm);
+      headNormBackward(dQkv.narrow(1, q, k), s.qkv.narrow(1, q, k), norm(w.kNorm), c.rmsNormEps, g.kNorm);
+    }
+    if (c.qkvBias) g.qkvBias.add_(dQkv.sum(0, false, stats));
+    rmsNormForward(s.x, none, none, norm(w.inputNorm), c.rmsNormEps, normed, rstd);
     linearWeightGradient(g.qkv, dQkv, normed);
     linearInputGradient(dNormed, dQkv, w.qkv);
-    rmsNormBackward(dNormed, s.x, w.inputNorm, s.rstd1, dx, g.inputNorm);
+    rmsNormBackward(dNormed, s.x, norm(w.inputNorm), s.rstd1, dx, g.inputNorm);
   }
+  if (c.embeddingScale != 1) dx.mul_(at::scalar_tensor(c.embeddingScale, dtype));
   embeddingBackward(dx, batch.tokens.data(), grads.embed);
   workspace_.release(scratch);
 }

@@ -2,11 +2,13 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <vector>
 
 #include "memory.h"
 #include "model/batch.h"
 #include "model/config.h"
+#include "model/rotary.h"
 #include "model/weights.h"
 
 namespace wrpo {
@@ -20,8 +22,7 @@ void linearWeightGradient(const at::Tensor& dw, const at::Tensor& dy, const at::
 
 class Decoder {
  public:
-  Decoder(const ModelConfig& config, Weights& weights, Workspace& workspace)
-      : config_(config), weights_(weights), workspace_(workspace) {}
+  Decoder(const ModelConfig& config, Weights& weights, Workspace& workspace);
 
   // Final-norm hidden states of the response rows [R, H], valid until the workspace is reset. With `keep`, everything
   // backward() needs is kept in the workspace.
@@ -33,19 +34,25 @@ class Decoder {
   // Kept for backward, per layer. The norms' outputs, silu(gate) * up and everything else are cheaper to recompute.
   struct Saved {
     at::Tensor x, rstd1;           // input of the layer [T, H] and its norm's statistics [T]
-    at::Tensor qkv, out, lse;      // after RoPE [T, qkv]; attention's result [T, heads * d] and [T, heads]
+    at::Tensor qkv, out, lse;      // after RoPE [T, qkv], before it and the norm where heads have one; attention's
+                                   // result [T, heads * d] and [T, heads]
     at::Tensor x2, rstd2, gateUp;  // after attention [T', H]; before the activation [T', 2F]
+    at::Tensor attention, mlp;     // with norms of branches: what those normalise [T', H]
   };
   // Rows that still matter after the attention of a layer: in the last one, only the responses'.
   int64_t firstRow(const Batch& batch, int64_t layer) const {
     return layer + 1 == config_.layers ? batch.promptTokens() : 0;
   }
-  const at::Tensor& ropeTableFor(const Batch& batch);
+  const Rotary& rotary(int64_t layer) const { return local_ && config_.windows[layer] > 0 ? *local_ : global_; }
+  NormWeight norm(const at::Tensor& weight) const { return {weight, config_.normPlus}; }
+  // Biases, norms of heads and rotation: qkv, as the projection left it, to `to`, which may be the same.
+  void finishQkv(int64_t layer, const at::Tensor& qkv, const at::Tensor& to) const;
 
   const ModelConfig config_;
   Weights& weights_;
   Workspace& workspace_;
-  at::Tensor frequencies_, ropeTable_;
+  Rotary global_;
+  std::optional<Rotary> local_;
   std::vector<Saved> saved_;
   at::Tensor finalX_, finalRstd_;
 };

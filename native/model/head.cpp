@@ -19,18 +19,22 @@ struct Chunk {
   HeadOutput& output;
   int64_t first, last;
   at::Tensor logits;  // [last - first, V]
+  double cap;
 
   at::Tensor rows(const at::Tensor& t) const { return t.narrow(0, first, last - first); }
   void forward() const {
     poll();
-    linear(logits, rows(hidden), weight);
+    recompute();
     logprobForward(logits, targets + first, rows(output.logp), rows(output.lse),
                    output.argmax.empty() ? nullptr : output.argmax.data() + first);
   }
-  void recompute() const { linear(logits, rows(hidden), weight); }
+  void recompute() const {
+    linear(logits, rows(hidden), weight);
+    if (cap > 0) softcap(logits, cap);
+  }
   void backward(const at::Tensor& dLogp, const at::Tensor& dHidden, const at::Tensor& dWeight) const {
     poll();
-    logprobBackward(logits, targets + first, rows(output.lse), rows(dLogp));
+    logprobBackward(logits, targets + first, rows(output.lse), rows(dLogp), cap);
     linearInputGradient(rows(dHidden), logits, weight);
     linearWeightGradient(dWeight, logits, rows(hidden));
   }
@@ -51,7 +55,7 @@ HeadOutput Head::logProbs(const at::Tensor& hidden, const at::Tensor& weight, co
   auto logits = workspace_.take({step, weight.size(0)}, hidden.scalar_type());
   for (int64_t first = 0; first < R; first += step) {
     int64_t last = std::min(R, first + step);
-    Chunk{hidden, weight, targets.data(), output, first, last, logits.narrow(0, 0, last - first)}.forward();
+    Chunk{hidden, weight, targets.data(), output, first, last, logits.narrow(0, 0, last - first), softcap_}.forward();
   }
   workspace_.release(scratch);
   return output;
@@ -67,7 +71,7 @@ HeadOutput Head::forwardBackward(const at::Tensor& hidden, const at::Tensor& wei
   auto scratch = workspace_.mark();
   auto logits = workspace_.take({limit, weight.size(0)}, hidden.scalar_type());
   auto chunk = [&](int64_t first, int64_t last) {
-    return Chunk{hidden, weight, targets.data(), output, first, last, logits.narrow(0, 0, last - first)};
+    return Chunk{hidden, weight, targets.data(), output, first, last, logits.narrow(0, 0, last - first), softcap_};
   };
   for (size_t unit = 0; unit + 1 < unitOffsets.size();) {
     int64_t first = unitOffsets[unit];
@@ -104,7 +108,7 @@ void Head::backward(const at::Tensor& hidden, const at::Tensor& weight, const st
   auto logits = workspace_.take({step, weight.size(0)}, hidden.scalar_type());
   for (int64_t first = 0; first < R; first += step) {
     int64_t last = std::min(R, first + step);
-    Chunk part{hidden, weight, targets.data(), output, first, last, logits.narrow(0, 0, last - first)};
+    Chunk part{hidden, weight, targets.data(), output, first, last, logits.narrow(0, 0, last - first), softcap_};
     part.recompute();
     part.backward(dLogp, dHidden, dWeight);
   }

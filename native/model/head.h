@@ -17,8 +17,9 @@ struct HeadOutput {
 
 class Head {
  public:
-  // A chunk's logits take at most chunkBytes (but never less than one row).
-  Head(Workspace& workspace, int64_t chunkBytes) : workspace_(workspace), chunkBytes_(chunkBytes) {}
+  // A chunk's logits take at most chunkBytes (but never less than one row). softcap: of the logits; 0 = none.
+  Head(Workspace& workspace, int64_t chunkBytes, double softcap = 0)
+      : workspace_(workspace), chunkBytes_(chunkBytes), softcap_(softcap) {}
 
   // hidden [R, H], weight [V, H], targets [R], every one in [0, V).
   HeadOutput logProbs(const at::Tensor& hidden, const at::Tensor& weight, const std::vector<int32_t>& targets,
@@ -43,6 +44,7 @@ class Head {
   int64_t chunkRows(const at::Tensor& weight) const;
   Workspace& workspace_;
   int64_t chunkBytes_;
+  double softcap_;
 };
 
 }  // namespace wrpo

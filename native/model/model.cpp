@@ -41,7 +41,7 @@ Model::Model(const ModelConfig& config, at::ScalarType dtype, int64_t headChunkB
     : config_(config),
       weights_(config, dtype),
       decoder_(config, weights_, workspace_),
-      head_(workspace_, headChunkBytes) {}
+      head_(workspace_, headChunkBytes, config.finalSoftcap) {}
 
 void Model::requireLanguageHead() const {
   if (config_.reward.objectives > 0)

@@ -25,16 +25,36 @@ Weights::Weights(const ModelConfig& c, at::ScalarType dtype) : config_(c) {
   int64_t H = c.hiddenSize, F = c.intermediateSize, d = c.headDim;
   add("model.embed_tokens.weight", {c.vocabSize, H});
   for (int64_t l = 0; l < c.layers; ++l) {
-    std::string layer = "model.layers." + std::to_string(l) + ".";
+    std::string layer = "model.layers." + std::to_string(l) + ".", attention = layer + "self_attn.";
     add(layer + "input_layernorm.weight", {H});
-    add(layer + "self_attn.q_proj.weight", {c.heads * d, H});
-    add(layer + "self_attn.k_proj.weight", {c.kvHeads * d, H}, true);
-    add(layer + "self_attn.v_proj.weight", {c.kvHeads * d, H}, true);
-    add(layer + "self_attn.o_proj.weight", {H, c.heads * d});
+    if (c.fusedProjections) {
+      add(attention + "qkv_proj.weight", {c.qkvSize(), H});
+    } else {
+      add(attention + "q_proj.weight", {c.heads * d, H});
+      add(attention + "k_proj.weight", {c.kvHeads * d, H}, true);
+      add(attention + "v_proj.weight", {c.kvHeads * d, H}, true);
+    }
+    if (c.qkvBias) {
+      add(attention + "q_proj.bias", {c.heads * d});
+      add(attention + "k_proj.bias", {c.kvHeads * d}, true);
+      add(attention + "v_proj.bias", {c.kvHeads * d}, true);
+    }
+    if (c.headNorm) {
+      add(attention + "q_norm.weight", {d});
+      add(attention + "k_norm.weight", {d});
+    }
+    add(attention + "o_proj.weight", {H, c.heads * d});
+    // Llama calls the norm before the MLP by what precedes it, Gemma gives that name to a norm of its own.
     add(layer + "post_attention_layernorm.weight", {H});
-    add(layer + "mlp.gate_proj.weight", {F, H});
-    add(layer + "mlp.up_proj.weight", {F, H}, true);
+    if (c.branchNorms) add(layer + "pre_feedforward_layernorm.weight", {H});
+    if (c.fusedProjections) {
+      add(layer + "mlp.gate_up_proj.weight", {2 * F, H});
+    } else {
+      add(layer + "mlp.gate_proj.weight", {F, H});
+      add(layer + "mlp.up_proj.weight", {F, H}, true);
+    }
     add(layer + "mlp.down_proj.weight", {H, F});
+    if (c.branchNorms) add(layer + "post_feedforward_layernorm.weight", {H});
   }
   add("model.norm.weight", {H});
   if (c.reward.objectives > 0) {
@@ -80,11 +100,15 @@ WeightViews Weights::viewsOf(const at::Tensor& flat) const {
   for (int64_t l = 0; l < config_.layers; ++l) {
     LayerWeights w;
     w.inputNorm = take();
-    w.qkv = take(3);
+    w.qkv = take(config_.fusedProjections ? 1 : 3);
+    if (config_.qkvBias) w.qkvBias = take(3);
+    if (config_.headNorm) w.qNorm = take(), w.kNorm = take();
     w.o = take();
-    w.postNorm = take();
-    w.gateUp = take(2);
+    if (config_.branchNorms) w.attentionNorm = take();
+    w.mlpNorm = take();
+    w.gateUp = take(config_.fusedProjections ? 1 : 2);
     w.down = take();
+    if (config_.branchNorms) w.mlpOutNorm = take();
     views.layers.push_back(w);
   }
   views.norm = take();
@@ -111,7 +135,7 @@ void Weights::initialize(uint64_t seed) {
   for (const auto& p : parameters_) {
     auto w = slice(master, p);
     if (p.decay) w.normal_(0, config_.initializerRange, generator);
-    else w.fill_(p.name.ends_with(".bias") ? 0 : 1);
+    else w.fill_(p.name.ends_with(".bias") ? 0 : 1 - config_.normPlus);
   }
   syncWork();
 }

@@ -1,6 +1,7 @@
 // A model's parameters in flat buffers: one for the working weights, one (the same, unless they are bfloat16) for the
-// float32 masters, one for the gradients. Projections that read the same input are stored fused; Hugging Face names are
-// views into them, so nothing is ever copied to look at, load or save a parameter.
+// float32 masters, one for the gradients. Projections that read the same input are stored fused; parameters, under the
+// names of Hugging Face's Llama and its descendants, are views into them, so nothing is ever copied to look at, load or
+// save one.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -20,9 +21,9 @@ struct Parameter {
 };
 
 struct LayerWeights {
-  at::Tensor inputNorm, qkv, o, postNorm, gateUp, down;
+  at::Tensor inputNorm, qkv, qkvBias, qNorm, kNorm, o, attentionNorm, mlpNorm, gateUp, down, mlpOutNorm;
 };
-// The same tensors of a model, over any flat buffer.
+// The same tensors of a model, over any flat buffer; those that its family does not have are undefined.
 struct WeightViews {
   at::Tensor embed, norm, head;  // head is embed when they are tied, undefined in a reward model
   std::vector<LayerWeights> layers;
@@ -46,7 +47,7 @@ class Weights {
   const WeightViews& gradView();
   bool hasGrad() const { return grad_.defined(); }
 
-  // Normal(0, initializer_range) for matrices, zeros for biases, ones for norms; the same for the same seed.
+  // Normal(0, initializer_range) for matrices, zeros for biases, factors of one for norms; the same for the same seed.
   void initialize(uint64_t seed);
   // After the masters changed by hand: rounds them into the working copy.
   void syncWork();

@@ -1,0 +1,37 @@
+// The rotation of every token of a batch: which row of a table of angles it takes.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <map>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "model/batch.h"
+
+namespace wrpo {
+
+class Rotary {
+ public:
+  explicit Rotary(const RopeSettings& settings) : settings_(settings) {}
+
+  // For every rotate() until the next call. Where frequencies depend on a sequence's length (dynamic, longrope) it is
+  // that of each response with its prompt. Throws ERR_DATA when responses that share their prompt's keys would rotate
+  // them differently.
+  void prepare(const Batch& batch);
+  // The first `heads` heads of the rows of x [T, ld], in place; sign -1 is backward.
+  void rotate(const at::Tensor& x, int64_t heads, int64_t headDim, int sign) const;
+
+ private:
+  // Frequencies by what decides them: 0, or the length of a sequence that is longer than the original context.
+  int64_t variantOf(int64_t length) const;
+  // The first row of a variant's part of the table.
+  int32_t partOf(int64_t variant);
+
+  RopeSettings settings_;
+  int64_t positions_ = 0;  // of every part
+  std::map<int64_t, int32_t> parts_;
+  at::Tensor table_;           // [parts * positions, 2, dim / 2] float32
+  std::vector<int32_t> rows_;  // [T]
+};
+
+}  // namespace wrpo
