@@ -44,7 +44,8 @@ Qkv split(const ModelConfig& c, const at::Tensor& qkv, Range queries, Range keys
 }
 
 bool inBlocks(const ModelConfig& c, int64_t window, const Batch& batch, const at::Tensor& qkv) {
-  if (c.attentionSoftcap > 0 || (qkv.scalar_type() == at::kFloat && sgemmPays())) return true;
+  // bfloat16 too: its flash kernels set up a matrix product anew for every small block.
+  if (c.attentionSoftcap > 0 || (qkv.scalar_type() != at::kDouble && sgemmPays())) return true;
   return window > 0 && batch.longest() > window;
 }
 

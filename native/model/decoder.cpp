@@ -1,6 +1,7 @@
 #include "model/decoder.h"
 
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/mm.h>
@@ -43,8 +44,20 @@ void linearWeightGradient(const at::Tensor& dw, const at::Tensor& dy, const at::
   if (useSgemm(dy))
     return sgemm(dy.size(1), x.size(1), dy.size(0), transposed(dy), plain(x), data<float>(dw), dw.stride(0), true);
   at::Tensor out = dw;
-  if (dy.scalar_type() == dw.scalar_type()) at::addmm_out(out, dw, dy.t(), x);
-  else out.add_(at::mm(dy.t(), x));
+  if (dy.scalar_type() == dw.scalar_type()) {
+    at::addmm_out(out, dw, dy.t(), x);
+    return;
+  }
+  // Some rows at a time, whose products stay in the cache until they are added.
+  thread_local at::Tensor space = at::empty({int64_t(1) << 20}, dy.scalar_type());
+  int64_t width = x.size(1), step = std::max<int64_t>(1, space.numel() / width);
+  for (int64_t first = 0; first < dw.size(0); first += step) {
+    int64_t rows = std::min(step, dw.size(0) - first);
+    at::Tensor part = rows * width <= space.numel() ? space.narrow(0, 0, rows * width).view({rows, width})
+                                                    : at::empty({rows, width}, dy.scalar_type());
+    at::mm_out(part, dy.narrow(1, first, rows).t(), x);
+    dw.narrow(0, first, rows).add_(part);
+  }
 }
 
 Decoder::Decoder(const ModelConfig& config, Weights& weights, Workspace& workspace)
