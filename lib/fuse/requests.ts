@@ -122,7 +122,7 @@ export class Server {
 
   #read<T>(text: string, read: (answer: unknown) => T): Outcome<T> {
     try {
-      return { value: read(JSON.parse(text)) };
+      return { value: read(parse(text)) };
     } catch (error) {
       if (error instanceof Malformed) return { reason: error.message };
       if (error instanceof SyntaxError) return { reason: 'the answer is not JSON' };
@@ -206,6 +206,17 @@ function describeFailure(error: unknown): Outcome<never> {
   }
   const what = cause?.message ?? (error as Error).message;
   return { reason: `the connection was cut (${what})`, unreachable: what === 'bad port' };
+}
+
+/** JSON, in which Python may have written NaN: null then. */
+function parse(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    const plain = text.replace(/([:[,]\s*)(?:NaN|-?Infinity)(?=\s*[,\]}])/g, '$1null');
+    if (plain === text) throw error;
+    return JSON.parse(plain);
+  }
 }
 
 /** Seconds that a Retry-After header asks for: a number, or a date. */

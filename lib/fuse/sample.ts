@@ -48,6 +48,8 @@ export interface SampleOptions {
   /** Asks prompts again that failed in an earlier run. */
   retryFailed?: boolean;
   signal?: AbortSignal;
+  /** Told at first how many prompts are to be asked. */
+  onOpen?: (prompts: number) => void;
   /** Told of every prompt that is done. */
   onPrompt?: (row: SampleRow) => void;
 }
@@ -74,7 +76,7 @@ const HOPELESS = 20;
  * stay.
  */
 export async function sampleModel(store: Store, sampler: Sampler, options: SampleOptions): Promise<SampleTotals> {
-  const { n, seed, accept = () => true, retryFailed = false, signal, onPrompt } = options;
+  const { n, seed, accept = () => true, retryFailed = false, signal, onOpen, onPrompt } = options;
   const shard = store.samples(sampler.name, { n, seed, ...sampler.depends });
   try {
     /** Prompts that are asked again, with how many samples they have. */
@@ -84,6 +86,7 @@ export async function sampleModel(store: Store, sampler: Sampler, options: Sampl
     }
     const asks = (id: string, index: number) => accept(id) && (!shard.has(index) || failed.has(id));
     const open = new Set(store.order.ids.filter(asks));
+    onOpen?.(open.size);
     if (open.size === 0 && shard.finished) return totalsOf(shard.rows());
 
     // Failures of a model that has answered nothing yet: they say something of it, not of the prompts.

@@ -249,6 +249,13 @@ export class Shard<Row extends ShardRow> {
 /** Whether the shard at `path` has all its rows. */
 export const isFinished = (path: string): boolean => existsSync(path) && !existsSync(`${path}.part`);
 
+/** The prompts that have a row in the shard at `path`, finished or not, without opening it. */
+export function* idsIn(path: string): Generator<string> {
+  const file = existsSync(`${path}.part`) ? `${path}.part` : path;
+  if (!existsSync(file)) return;
+  for (const { line } of linesOf(file)) if (isWhole(line)) yield idOf(line);
+}
+
 /** What a shard was made with, and what its stage counted when it was finished. */
 export function readManifest(path: string): { depends: Depends; totals?: Record<string, number> } {
   const file = path.replace(/\.jsonl$/, '.json');

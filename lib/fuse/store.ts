@@ -110,7 +110,7 @@ export class Store {
   }
 
   samplesPath(model: string): string {
-    return join(this.directory, 'samples', `${model}.jsonl`);
+    return pathOfSamples(this.directory, model);
   }
 
   scoresPath(scorer: string, model: string): string {
@@ -143,6 +143,8 @@ export class Store {
     throw new WrpoError('ERR_DATA', `${what}: ${state}; run \`wrpo ${command}\` first`);
   }
 }
+
+export const pathOfSamples = (directory: string, model: string): string => join(directory, 'samples', `${model}.jsonl`);
 
 /** By which scores know the samples that they are of. */
 export function digestOf(samples: readonly Sample[]): string {
