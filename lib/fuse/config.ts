@@ -240,12 +240,14 @@ function check<T extends z.ZodObject>(type: T, value: unknown, where: Where, at:
   const spell = (key: PropertyKey) => (typeof key === 'string' ? snake(key) : String(key));
   if (issue.code === 'unrecognized_keys') {
     const key = issue.keys[0]!;
-    const near = nearest(key, [...Object.keys(type.shape), ...SCORER_KEYS]);
+    const known = [...Object.keys(type.shape), ...SCORER_KEYS];
+    const near = known.find((one) => one.startsWith(key)) ?? nearest(key, known);
     const hint = near === undefined ? '' : `; did you mean "${snake(near)}"?`;
     throw new WrpoError('ERR_CONFIG', `${where(...path, key)}: unknown key "${spell(key)}"${hint}`);
   }
   const found = issue.path.reduce<unknown>((one, key) => (one as Record<PropertyKey, unknown>)?.[key], value);
-  const what = found === undefined ? 'nothing' : JSON.stringify(found);
+  // An address may hold a password, which it should not.
+  const what = found === undefined ? 'nothing' : JSON.stringify(found).replace(/\/\/[^/@"]*@/g, '//***@');
   const short = what.length > 80 ? `${what.slice(0, 79)}…` : what;
   throw new WrpoError(
     'ERR_CONFIG',
