@@ -174,10 +174,23 @@ describe('a server that misbehaves', () => {
     const [a, b] = [await newStore(promptsOf(40)), await newStore(promptsOf(40))];
     const options = { concurrency: 10, timeout: 0.1, maxRetries: 40 };
     await sampleModel(a, endpoint(calm.url, options), RUN);
-    await sampleModel(b, endpoint(wild.url, options), RUN);
+    // Counted here: a server hears only later of a request that was given up.
+    const { fetch } = globalThis;
+    let running = 0;
+    let peak = 0;
+    globalThis.fetch = (...args) => {
+      running++;
+      peak = Math.max(peak, running);
+      return fetch(...args).finally(() => running--);
+    };
+    try {
+      await sampleModel(b, endpoint(wild.url, options), RUN);
+    } finally {
+      globalThis.fetch = fetch;
+    }
     expect(wild.seen.length).toBeGreaterThan(150);
     expect(wild.answered).toBe(120);
-    expect(wild.peak).toBe(10);
+    expect(peak).toBe(10);
     expect(readFileSync(b.samplesPath('gemma'))).toEqual(readFileSync(a.samplesPath('gemma')));
   });
 

@@ -3,6 +3,7 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parquetMetadata, parquetSchema } from 'hyparquet';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { parse } from 'yaml';
 import { loadPreferences } from '../lib/data/preferences.ts';
 import { resolveFusion } from '../lib/fuse/config.ts';
 import { type SelectOptions, selectRows } from '../lib/fuse/quadruples.ts';
@@ -18,6 +19,7 @@ import {
   FIXTURES,
   fail,
   filesBelow,
+  ROOT,
   readJson,
   readJsonLines,
   scratchDirectory,
@@ -363,6 +365,15 @@ describe('run files', () => {
     ['rank 3', { ...base, rank: 3 }, /"rank": expected 1 or 2 \(found 3\)/],
   ])('%s: one sentence', async (_, input, message) => {
     await expectFailure(() => resolveFusion(input, where), 'ERR_CONFIG', message);
+  });
+
+  it('that the README shows are understood', () => {
+    const readme = readFileSync(join(ROOT, 'README.md'), 'utf8');
+    const text = /```yaml\n(# fusion\.yaml[\s\S]*?)```/.exec(readme)![1]!;
+    const { sources, targets, scorers } = resolveFusion(parse(text), where);
+    expect([...sources, ...targets, ...scorers].map(({ name }) => name)).toEqual([
+      ...['gemma-27b', 'hosted', 'llama3-8b', 'target-sft', 'armorm'],
+    ]);
   });
 
   it('a key in the address is not repeated', async () => {

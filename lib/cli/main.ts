@@ -89,6 +89,8 @@ program
   .allowExcessArguments()
   .action(async (options, command: Command) => {
     if (options.config !== undefined) {
+      const stray = ['model', 'data', 'output', 'rewards'].find((option) => options[option] !== undefined);
+      if (stray !== undefined) command.error(`error: option '--${stray}' has no meaning with '--config'`);
       const { scoreStore } = await import('./score-store.js');
       return scoreStore(options, command.args);
     }

@@ -1,9 +1,7 @@
-/** Rows written one after another to a file that appears under its name only when it is whole. */
-import { closeSync, fsyncSync, openSync, renameSync, rmSync, writeFileSync } from 'node:fs';
-import { dirname } from 'node:path';
+/** Rows written one after another to a file. */
 import type { SchemaElement } from 'hyparquet';
 import { ByteWriter, ParquetWriter } from 'hyparquet-writer';
-import { syncDirectory, writeError } from './files.js';
+import { PendingFile } from './files.js';
 
 export interface RowWriter {
   write(row: object): void;
@@ -87,45 +85,4 @@ function elementsOf(columns: Columns): SchemaElement[] {
       ...elementsOf({ element: type.list }),
     ];
   });
-}
-
-class PendingFile {
-  readonly #temporary: string;
-  #handle: number | undefined;
-
-  constructor(readonly path: string) {
-    this.#temporary = `${path}.tmp`;
-    this.#handle = this.#guarded(() => openSync(this.#temporary, 'w'));
-  }
-
-  write(data: string | Uint8Array): void {
-    this.#guarded(() => writeFileSync(this.#handle!, data)); // unlike writeSync, all of it or an error
-  }
-
-  finish(): void {
-    this.#guarded(() => {
-      fsyncSync(this.#handle!);
-      this.#close();
-      renameSync(this.#temporary, this.path);
-      syncDirectory(dirname(this.path));
-    });
-  }
-
-  abandon(): void {
-    this.#close();
-    rmSync(this.#temporary, { force: true });
-  }
-
-  #close(): void {
-    if (this.#handle !== undefined) closeSync(this.#handle);
-    this.#handle = undefined;
-  }
-
-  #guarded<T>(action: () => T): T {
-    try {
-      return action();
-    } catch (cause) {
-      throw writeError(this.path, cause);
-    }
-  }
 }

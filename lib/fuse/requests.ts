@@ -140,9 +140,9 @@ export class Server {
       throw this.#fault(`${url} refuses access (${status}) with ${key}`);
     }
     if (status === 404) {
-      throw this.#fault(
-        `${url} answers 404 (${message}); expected the model "${this.#options.model}" to be served there`,
-      );
+      const hint = /\/v1\b/.test(url) ? '' : ' (a base_url mostly ends in /v1)';
+      const expected = `expected the model "${this.#options.model}" to be served there${hint}`;
+      throw this.#fault(`${url} answers 404 (${message}); ${expected}`);
     }
     if (status === 402 || code === 'insufficient_quota') {
       throw this.#fault(`${url} answers ${status}: ${message}`);

@@ -20,8 +20,9 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { dirname } from 'node:path';
-import { syncDirectory, writeError, writeFileAtomic } from '../data/files.js';
+import { PendingFile, syncDirectory, writeError, writeFileAtomic } from '../data/files.js';
 import { WrpoError } from '../errors.js';
+import { idOf, isWhole, type Line, linesOf } from './lines.js';
 import { lock } from './lock.js';
 
 export interface ShardRow {
@@ -130,38 +131,44 @@ export class Shard<Row extends ShardRow> {
   /** Puts the rows in order; `totals` goes into the manifest. */
   finish(totals: object): void {
     this.flush();
-    const temporary = `${this.path}.tmp`;
-    guarded(this.path, () => {
-      this.#open(); // a shard without rows is a file too
-      this.#closeFile();
-      const source = openSync(this.#part, 'r');
-      const target = openSync(temporary, 'w');
-      try {
-        let lines: Buffer[] = [];
-        let filled = 0;
-        const drain = () => {
-          writeFileSync(target, Buffer.concat(lines));
-          lines = [];
-          filled = 0;
-        };
-        for (const index of this.order.ids.keys()) {
-          if (!this.has(index)) continue;
-          lines.push(this.#read(source, index));
-          filled += this.#lengths[index]!;
-          if (filled >= CHUNK) drain();
-        }
-        drain();
-        fsyncSync(target);
-      } finally {
-        closeSync(source);
-        closeSync(target);
-      }
+    guarded(this.path, () => this.#open()); // a shard without rows is a file too
+    this.#closeFile();
+    const ordered = new PendingFile(this.path);
+    try {
+      this.#copyTo(ordered);
       // While there is a .part it is what counts, so a process killed between these does the ordering again.
-      renameSync(temporary, this.path);
-      this.#writeManifest(totals);
+      ordered.finish();
+    } catch (error) {
+      ordered.abandon();
+      throw error;
+    }
+    this.#writeManifest(totals);
+    guarded(this.path, () => {
       rmSync(this.#part);
       syncDirectory(dirname(this.path));
     });
+  }
+
+  #copyTo(file: PendingFile): void {
+    const source = openSync(this.#part, 'r');
+    let lines: Buffer[] = [];
+    let filled = 0;
+    const drain = () => {
+      file.write(Buffer.concat(lines));
+      lines = [];
+      filled = 0;
+    };
+    try {
+      for (const index of this.order.ids.keys()) {
+        if (!this.has(index)) continue;
+        lines.push(this.#read(source, index));
+        filled += this.#lengths[index]!;
+        if (filled >= CHUNK) drain();
+      }
+      drain();
+    } finally {
+      closeSync(source);
+    }
   }
 
   /** Writes down what is pending and lets go of the file. */
@@ -299,53 +306,6 @@ export class ShardReader<Row extends ShardRow> {
     }
     this.#next = done ? undefined : { index: index!, line: value.line };
   }
-}
-
-interface Line {
-  /** With the line end, unless the file ends without one. */
-  line: Buffer;
-  offset: number;
-}
-
-/** The lines of a file, a piece of it in memory at a time. */
-export function* linesOf(path: string): Generator<Line> {
-  const handle = openSync(path, 'r');
-  try {
-    let rest = Buffer.alloc(0);
-    let offset = 0;
-    for (;;) {
-      const chunk = Buffer.allocUnsafe(CHUNK);
-      const count = readSync(handle, chunk, 0, CHUNK, null);
-      if (count === 0) break;
-      const bytes = rest.length > 0 ? Buffer.concat([rest, chunk.subarray(0, count)]) : chunk.subarray(0, count);
-      let start = 0;
-      for (let end = bytes.indexOf(10); end !== -1; end = bytes.indexOf(10, start)) {
-        yield { line: bytes.subarray(start, end + 1), offset: offset + start };
-        start = end + 1;
-      }
-      rest = bytes.subarray(start);
-      offset += start;
-    }
-    if (rest.length > 0) yield { line: rest, offset };
-  } finally {
-    closeSync(handle);
-  }
-}
-
-// Every row is written by append() and begins with its prompt's id: finding its place takes no parsing of its texts.
-const HEAD = Buffer.from('{"prompt_id":"');
-
-const isWhole = (line: Buffer): boolean =>
-  line.length > HEAD.length + 2 &&
-  line.subarray(0, HEAD.length).equals(HEAD) &&
-  line[line.length - 2] === 125 &&
-  line[line.length - 1] === 10;
-
-function idOf(line: Buffer): string {
-  const end = line.indexOf(34, HEAD.length);
-  const id = line.toString('utf8', HEAD.length, end);
-  // An id with a quote or a backslash in it is spelt with escapes.
-  return id.includes('\\') ? JSON.parse(`${line}`).prompt_id : id;
 }
 
 function guarded<T>(path: string, action: () => T): T {

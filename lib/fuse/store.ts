@@ -6,23 +6,15 @@
  *     scores/<scorer>/<model>.jsonl     {prompt_id, of, scores: [number], failure?}
  */
 import { createHash } from 'node:crypto';
-import {
-  closeSync,
-  existsSync,
-  fsyncSync,
-  mkdirSync,
-  openSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  writeFileSync,
-} from 'node:fs';
-import { join } from 'node:path';
-import { syncDirectory, writeError } from '../data/files.js';
+import { existsSync, mkdirSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { PendingFile, writeError } from '../data/files.js';
 import { type Message, toMessages } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
+import { linesOf } from './lines.js';
+import { lock } from './lock.js';
 import { type Prompt, promptIdOf } from './prompts.js';
-import { type Depends, isFinished, linesOf, type PromptOrder, Shard, ShardReader, type ShardRow } from './shard.js';
+import { type Depends, isFinished, type PromptOrder, Shard, ShardReader, type ShardRow } from './shard.js';
 
 /** One answer to a prompt. `seed` is absent where it is not known, as of imported ones. */
 export interface Sample {
@@ -62,27 +54,8 @@ export class Store {
    */
   static async create(directory: string, prompts: AsyncIterable<Prompt> | Iterable<Prompt>): Promise<Store> {
     const path = join(directory, 'prompts.jsonl');
-    const temporary = `${path}.tmp`;
-    try {
-      mkdirSync(directory, { recursive: true });
-      const handle = openSync(temporary, 'w');
-      try {
-        for await (const { promptId, messages } of prompts) {
-          const single = messages.length === 1 && messages[0]!.role === 'user';
-          const row = { prompt_id: promptId, prompt: single ? messages[0]!.content : messages };
-          writeFileSync(handle, `${JSON.stringify(row)}\n`);
-        }
-        fsyncSync(handle);
-      } finally {
-        closeSync(handle);
-      }
-      if (existsSync(path)) requireSame(path, temporary);
-      renameSync(temporary, path);
-      syncDirectory(directory);
-    } catch (cause) {
-      rmSync(temporary, { force: true });
-      throw writeError(path, cause);
-    }
+    if (existsSync(path)) await requireSame(path, prompts);
+    else await writePrompts(path, prompts);
     return Store.open(directory);
   }
 
@@ -94,14 +67,15 @@ export class Store {
     }
     const ids: string[] = [];
     const aliases = new Map<string, string>();
-    for (const { promptId, messages } of promptsOf(path)) {
+    const hash = createHash('sha256');
+    for (const { promptId, messages, line } of promptsOf(path)) {
+      hash.update(line);
       ids.push(promptId);
-      const hash = promptIdOf(messages);
-      if (hash !== promptId) aliases.set(hash, promptId);
+      const own = promptIdOf(messages);
+      if (own !== promptId) aliases.set(own, promptId);
     }
     const indexOf = new Map(ids.map((id, index) => [id, index]));
-    const hash = createHash('sha256').update(readFileSync(path)).digest('hex');
-    return new Store(directory, { ids, indexOf }, hash, aliases);
+    return new Store(directory, { ids, indexOf }, hash.digest('hex'), aliases);
   }
 
   /** All prompts, in order. */
@@ -153,7 +127,7 @@ export function digestOf(samples: readonly Sample[]): string {
   return hash.digest('hex').slice(0, 16);
 }
 
-function* promptsOf(path: string): Generator<Prompt> {
+function* promptsOf(path: string): Generator<Prompt & { line: Buffer }> {
   let number = 0;
   for (const { line } of linesOf(path)) {
     number++;
@@ -161,26 +135,53 @@ function* promptsOf(path: string): Generator<Prompt> {
     try {
       row = JSON.parse(`${line}`);
     } catch (cause) {
-      throw new WrpoError('ERR_CHECKPOINT', `${path} line ${number} is damaged: ${(cause as Error).message}`, {
-        cause,
-      });
+      const what = `${path} line ${number} is damaged: ${(cause as Error).message}`;
+      throw new WrpoError('ERR_CHECKPOINT', what, { cause });
     }
-    yield { promptId: row.prompt_id, messages: toMessages(row.prompt) };
+    yield { promptId: row.prompt_id, messages: toMessages(row.prompt), line };
   }
 }
 
-/** Throws unless both files hold the same prompts. */
-function requireSame(path: string, other: string): void {
-  const [before, now] = [linesOf(path), linesOf(other)];
-  for (let number = 1; ; number++) {
-    const [a, b] = [before.next(), now.next()];
-    if (a.done && b.done) return;
-    if (!a.done && !b.done && a.value.line.equals(b.value.line)) continue;
+function lineOf({ promptId, messages }: Prompt): string {
+  const single = messages.length === 1 && messages[0]!.role === 'user';
+  return `${JSON.stringify({ prompt_id: promptId, prompt: single ? messages[0]!.content : messages })}\n`;
+}
+
+async function writePrompts(path: string, prompts: AsyncIterable<Prompt> | Iterable<Prompt>): Promise<void> {
+  let file: PendingFile | undefined;
+  let unlock = () => {};
+  try {
+    mkdirSync(dirname(path), { recursive: true });
+    unlock = lock(`${path}.lock`, path);
+    file = new PendingFile(path);
+    for await (const prompt of prompts) file.write(lineOf(prompt));
+    file.finish();
+  } catch (cause) {
+    file?.abandon();
+    throw writeError(path, cause);
+  } finally {
+    unlock();
+  }
+}
+
+/** Throws unless the file holds just these prompts. */
+async function requireSame(path: string, prompts: AsyncIterable<Prompt> | Iterable<Prompt>): Promise<void> {
+  const before = linesOf(path);
+  let number = 0;
+  try {
+    const differ = () =>
+      new WrpoError(
+        'ERR_CHECKPOINT',
+        `${path} holds the prompts of what was sampled, and those given now differ from prompt ${number} on; set prompts back, or take another output_dir`,
+      );
+    for await (const prompt of prompts) {
+      number++;
+      const { done, value } = before.next();
+      if (done || !value.line.equals(Buffer.from(lineOf(prompt)))) throw differ();
+    }
+    number++;
+    if (!before.next().done) throw differ();
+  } finally {
     before.return(undefined);
-    now.return(undefined);
-    throw new WrpoError(
-      'ERR_CHECKPOINT',
-      `${path} holds the prompts of what was sampled, and those given now differ from prompt ${number} on; set prompts back, or take another output_dir`,
-    );
   }
 }
