@@ -1,7 +1,7 @@
 /**
  * What the store and a selection cost beside models and scorers: `node bench/store.mjs [prompts] [sources] [letters]`.
  * Every source gives five answers of about so many letters to every prompt at once, a function scores them at once, and
- * quadruples are selected for half of the prompts' worth of targets. Each stage is a process of its own: rows (answers) per
+ * quadruples are selected, as JSONL and as Parquet. Each stage is a process of its own: rows (answers) per
  * second, and its peak memory, which must not grow with the number of prompts: a tenth of them is run for comparison.
  */
 import { execFileSync } from 'node:child_process';

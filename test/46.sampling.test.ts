@@ -189,7 +189,7 @@ describe('a server that misbehaves', () => {
       globalThis.fetch = fetch;
     }
     expect(wild.seen.length).toBeGreaterThan(150);
-    expect(wild.answered).toBe(120);
+    expect(wild.answered).toBeGreaterThanOrEqual(120);
     expect(peak).toBe(10);
     expect(readFileSync(b.samplesPath('gemma'))).toEqual(readFileSync(a.samplesPath('gemma')));
   });

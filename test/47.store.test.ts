@@ -1,7 +1,7 @@
 /** What is kept: nothing sampled is lost or doubled, whatever happens to the process, the disk or the run file. */
 
 import { spawn } from 'node:child_process';
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { parquetWriteFile } from 'hyparquet-writer';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { importSamples } from '../lib/fuse/imports.ts';
@@ -23,6 +23,7 @@ import {
   readJsonLines,
   scratchDirectory,
   sentence,
+  sleep,
   start,
   succeed,
   writeRows,
@@ -325,10 +326,12 @@ describe('imports', () => {
 describe('processes that are killed', () => {
   let server: FakeServer;
   let runFile: (outputDir: string) => string;
-  const STAGES = ['sample', 'score', 'select'];
+  const STAGES = ['sample', 'score', 'select'] as const;
+  /** That a stage goes on for, about, once it has begun to write. */
+  const MILLISECONDS = { sample: 700, score: 700, select: 40 };
 
   beforeAll(async () => {
-    server = await FakeServer.start({ latency: 3 });
+    server = await FakeServer.start({ latency: 8 });
     writeRows(
       path('questions.jsonl'),
       promptsOf(120).map(({ messages }) => ({ prompt: messages[0]!.content })),
@@ -350,32 +353,57 @@ describe('processes that are killed', () => {
     const expected = contentsOf(whole);
     expect(Object.keys(expected)).toContain('selected/train.jsonl');
     const random = randomOf(Number(process.env.WRPO_KILL_SEED ?? 7));
-    const rounds = Number(process.env.WRPO_KILLS ?? 5);
-    let kills = 0;
-    while (kills < rounds) {
+    const killed = { sample: 0, score: 0, select: 0 };
+    for (let round = 0; round < Number(process.env.WRPO_KILL_ROUNDS ?? 1); round++) {
       const cut = fresh();
+      const rows = () =>
+        filesBelow(cut)
+          .filter((name) => /part$|tmp$/.test(name))
+          .map((name) => statSync(`${cut}/${name}`, { throwIfNoEntry: false })?.size);
       const asked = server.seen.length;
       let started = 0;
       for (const stage of STAGES) {
-        for (;;) {
+        for (let kills = 0; ; kills++) {
+          const before = `${rows()}`;
           const child = start([stage, '--config', runFile(cut)]);
           started++;
-          const timer = setTimeout(() => kills < rounds && child.running && child.kill(), 150 + random() * 700);
+          // From the moment on at which it has written a row, or begun with its files.
+          if (kills < 3 && (await child.until(() => `${rows()}` !== before))) {
+            await sleep(random() * MILLISECONDS[stage]);
+            child.process.kill('SIGKILL');
+          }
           const { status, signal, stderr } = await child.done;
-          clearTimeout(timer);
           if (signal === null) {
             expect(status, stderr).toBe(0);
             break;
           }
-          kills++;
+          killed[stage]++;
         }
       }
+      expect(Object.keys(contentsOf(cut))).toEqual(Object.keys(expected));
       expect(contentsOf(cut)).toEqual(expected);
       expect(leftovers(cut)).toEqual([]);
       // Samples and scores of what could be lost by a kill were asked for again, and no others.
       const needed = 120 * 2 * 2 * 2 + 82 * 2 * 2;
       expect(server.seen.length - asked).toBeLessThanOrEqual(needed + (started - 3) * 3 * (32 + 4) * 2);
     }
+    if (process.env.WRPO_KILL_ROUNDS) console.log(JSON.stringify(killed));
+    for (const stage of STAGES) expect(killed[stage], stage).toBeGreaterThan(0);
+  });
+
+  it('leave nothing that the next run does not clear away', async () => {
+    const cut = fresh();
+    const file = runFile(cut);
+    for (const stage of STAGES) await succeed([stage, '--config', file]);
+    const before = contentsOf(cut);
+    const left = [
+      ...['prompts.jsonl.lock', 'samples/one.jsonl.lock', 'samples/one.jsonl.tmp', 'samples/one.json.tmp'],
+      ...['scores/reward/own.jsonl.lock', 'scores/reward/own.json.tmp'],
+      ...['selected/selection.yaml.tmp', 'selected/train.parquet.tmp', 'selected/sft.jsonl.tmp'],
+    ];
+    for (const name of left) writeFileSync(`${cut}/${name}`, '999999 1');
+    for (const stage of STAGES) await succeed([stage, '--config', file]);
+    expect(contentsOf(cut)).toEqual(before);
   });
 
   it('after a full disk: what was sampled stays, and the rest follows', async () => {

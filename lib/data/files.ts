@@ -51,6 +51,7 @@ export class PendingFile {
   readonly #temporary: string;
   #handle: number | undefined;
 
+  /** `<path>.tmp`, in place of what a killed process may have left there. */
   constructor(readonly path: string) {
     this.#temporary = `${path}.tmp`;
     this.#handle = this.#guarded(() => openSync(this.#temporary, 'w'));

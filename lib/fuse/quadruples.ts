@@ -2,7 +2,7 @@
 import { mkdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { stringify } from 'yaml';
-import { writeError, writeFileAtomic } from '../data/files.js';
+import { PendingFile, writeError } from '../data/files.js';
 import type { Message } from '../data/preferences.js';
 import { type Columns, type ColumnType, type RowWriter, writeJsonl, writeParquet } from '../data/writers.js';
 import { WrpoError } from '../errors.js';
@@ -82,7 +82,9 @@ export function selectRows(store: Store, options: SelectOptions): Selection {
         else writers![part].abandon();
       }
       const { onPrompt: _, directory: __, ...rule } = options;
-      writeFileAtomic(join(directory, MANIFEST), stringify({ prompts: store.promptsHash, rule, selection }));
+      const manifest = new PendingFile(join(directory, MANIFEST));
+      manifest.write(stringify({ prompts: store.promptsHash, rule, selection }));
+      manifest.finish();
     }
     return selection;
   } catch (error) {
@@ -262,7 +264,7 @@ function openWriters(directory: string, options: SelectOptions): Record<Part, Ro
     mkdirSync(directory, { recursive: true });
     // What is left of another selection, maybe in the other format, would be read as part of this one.
     const files = PARTS.flatMap((part) => ['jsonl', 'parquet'].map((kind) => `${part}.${kind}`));
-    for (const file of [MANIFEST, ...files, ...files.map((name) => `${name}.tmp`)]) {
+    for (const file of [MANIFEST, ...files].flatMap((name) => [name, `${name}.tmp`])) {
       rmSync(join(directory, file), { force: true });
     }
   } catch (cause) {

@@ -20,7 +20,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { dirname } from 'node:path';
-import { PendingFile, syncDirectory, writeError, writeFileAtomic } from '../data/files.js';
+import { PendingFile, syncDirectory, writeError } from '../data/files.js';
 import { WrpoError } from '../errors.js';
 import { idOf, isWhole, type Line, linesOf } from './lines.js';
 import { lock } from './lock.js';
@@ -70,7 +70,7 @@ export class Shard<Row extends ShardRow> {
     this.#unlock = lock(`${path}.lock`, path);
     try {
       this.#checkManifest();
-      rmSync(`${path}.tmp`, { force: true });
+      for (const file of [path, this.#manifest]) rmSync(`${file}.tmp`, { force: true });
       this.#scan();
     } catch (error) {
       this.#unlock();
@@ -249,7 +249,9 @@ export class Shard<Row extends ShardRow> {
 
   #writeManifest(totals?: object): void {
     const manifest = { depends: this.depends, ...(totals && { totals }) };
-    writeFileAtomic(this.#manifest, `${JSON.stringify(manifest, null, 1)}\n`);
+    const file = new PendingFile(this.#manifest);
+    file.write(`${JSON.stringify(manifest, null, 1)}\n`);
+    file.finish();
   }
 }
 
@@ -278,20 +280,19 @@ export function readManifest(path: string): { depends: Depends; totals?: Record<
 /** The rows of a finished shard, by the index of their prompt, which may only rise. */
 export class ShardReader<Row extends ShardRow> {
   readonly #lines: Generator<Line>;
-  #next: { index: number; line: Buffer } | undefined;
+  #next: { index: number; line: Buffer } = { index: -1, line: Buffer.alloc(0) };
 
   constructor(
     readonly path: string,
     readonly order: PromptOrder,
   ) {
-    this.#lines = linesOf(path);
-    this.#advance();
+    this.#lines = linesOf(path); // opened when the first row is asked for
   }
 
   /** The prompt's row, if it has one. */
   at(index: number): Row | undefined {
-    while (this.#next && this.#next.index < index) this.#advance();
-    return this.#next?.index === index ? JSON.parse(`${this.#next.line}`) : undefined;
+    while (this.#next.index < index) this.#advance();
+    return this.#next.index === index ? JSON.parse(`${this.#next.line}`) : undefined;
   }
 
   close(): void {
@@ -301,10 +302,12 @@ export class ShardReader<Row extends ShardRow> {
   #advance(): void {
     const { value, done } = this.#lines.next();
     const index = done || !isWhole(value.line) ? undefined : this.order.indexOf.get(idOf(value.line));
-    if (!done && (index === undefined || index <= (this.#next?.index ?? -1))) {
+    if (!done && (index === undefined || index <= this.#next.index)) {
       throw new WrpoError('ERR_CHECKPOINT', `${this.path} is damaged at byte ${value.offset}: expected a prompt's row`);
     }
-    this.#next = done ? undefined : { index: index!, line: value.line };
+    this.#next = done
+      ? { index: Number.POSITIVE_INFINITY, line: Buffer.alloc(0) }
+      : { index: index!, line: value.line };
   }
 }
 

@@ -6,7 +6,7 @@
  *     scores/<scorer>/<model>.jsonl     {prompt_id, of, scores: [number], failure?}
  */
 import { createHash } from 'node:crypto';
-import { existsSync, mkdirSync } from 'node:fs';
+import { existsSync, mkdirSync, rmSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { PendingFile, writeError } from '../data/files.js';
 import { type Message, toMessages } from '../data/preferences.js';
@@ -54,8 +54,11 @@ export class Store {
    */
   static async create(directory: string, prompts: AsyncIterable<Prompt> | Iterable<Prompt>): Promise<Store> {
     const path = join(directory, 'prompts.jsonl');
-    if (existsSync(path)) await requireSame(path, prompts);
-    else await writePrompts(path, prompts);
+    if (!existsSync(path)) await writePrompts(path, prompts);
+    else {
+      rmSync(`${path}.lock`, { force: true }); // of a process that was killed when it had all but finished
+      await requireSame(path, prompts);
+    }
     return Store.open(directory);
   }
 
