@@ -10,3 +10,11 @@ export function editDistance(a: string, b: string): number {
   }
   return row[b.length]!;
 }
+
+/** The one of `names` that was probably meant by `name`, if any. */
+export function nearest(name: string, names: readonly string[]): string | undefined {
+  const [near] = names
+    .map((known) => ({ known, distance: editDistance(name, known) }))
+    .sort((a, b) => a.distance - b.distance);
+  return near!.distance <= Math.max(2, name.length / 3) ? near!.known : undefined;
+}

@@ -9,6 +9,7 @@ export type WrpoErrorCode =
   | 'ERR_OUT_OF_MEMORY'
   | 'ERR_DEVICE'
   | 'ERR_NON_FINITE'
+  | 'ERR_ENDPOINT'
   | 'ERR_INTERNAL';
 
 /**

@@ -10,6 +10,14 @@ const program = new Command('wrpo')
   .exitOverride()
   .configureHelp({ showGlobalOptions: true });
 
+const count = (text: string): number => {
+  const value = Number(text);
+  if (Number.isInteger(value) && value > 0) return value;
+  throw new InvalidArgumentError('expected a positive whole number');
+};
+
+const KEYS_AS_OPTIONS = '\nAny key of the run file can be given as an option: --rank 2';
+
 for (const [name, description] of [
   ['train', 'train a model on preference rows (wrpo, sigmoid; any loss_type of the run file)'],
   ['sft', 'fine-tune a model on completions'],
@@ -43,26 +51,70 @@ program
   });
 
 program
+  .command('sample')
+  .description('ask the models of a fusion for answers to its prompts; what is there already is not asked again')
+  .requiredOption('--config <file>', 'run file (YAML)')
+  .option('--only <names>', 'models, with commas between, or sources or targets')
+  .option('--retry-failed', 'ask prompts again that failed in an earlier run')
+  .option('--dry-run', 'say how many requests and tokens, and about what time it would take')
+  .option('--answer-tokens <count>', 'for the dry run: tokens of an answer', count, 400)
+  .option('--speed <count>', 'for the dry run: tokens a second of one request', count, 30)
+  .option('--json', 'print one JSON object')
+  .allowUnknownOption()
+  .allowExcessArguments()
+  .addHelpText('after', KEYS_AS_OPTIONS)
+  .action(async (options, command: Command) => {
+    const { sample } = await import('./sample.js');
+    await sample(options, command.args);
+  });
+
+program
   .command('score')
-  .description('rewards of responses by a reward model (ArmoRM), one JSON line a row')
-  .requiredOption('--model <dir>', 'model directory in Hugging Face layout')
-  .requiredOption(
+  .description('rewards of responses: of a file by ArmoRM, one JSON line a row, or of what a fusion sampled')
+  .option('--config <file>', "run file (YAML) of a fusion, whose scorers score its models' answers")
+  .option('--only <names>', 'models, with commas between, or sources or targets')
+  .option('--retry-failed', 'score again what an earlier run found no score for')
+  .option('--dry-run', 'say how many requests and tokens, and about what time it would take')
+  .option('--rate <count>', 'for the dry run: answers scored a second', count, 10)
+  .option('--json', 'print one JSON object')
+  .option('--model <dir>', 'model directory in Hugging Face layout')
+  .option(
     '--data <file>',
     'rows {prompt, responses: […]}, {prompt, response} or preferences: JSONL, Parquet, a directory, or a hub id',
   )
   .option('--dtype <dtype>', 'float32, bfloat16 or float64', 'float32')
   .option('--output <file>', 'where to write; default: standard output')
   .option('--rewards', 'the reward and the gate of each objective as well')
-  .action(async (options) => {
+  .allowUnknownOption()
+  .allowExcessArguments()
+  .action(async (options, command: Command) => {
+    if (options.config !== undefined) {
+      const stray = ['model', 'data', 'output', 'rewards'].find((option) => options[option] !== undefined);
+      if (stray !== undefined) command.error(`error: option '--${stray}' has no meaning with '--config'`);
+      const { scoreStore } = await import('./score-store.js');
+      return scoreStore(options, command.args);
+    }
+    const missing = ['model <dir>', 'data <file>'].find((option) => options[option.split(' ')[0]!] === undefined);
+    if (missing !== undefined)
+      command.error(`error: required option '--${missing}' not specified (or --config <file>)`);
+    if (command.args.length > 0) command.error(`error: unknown option '${command.args[0]}'`);
     const { score } = await import('./score.js');
     await score(options);
   });
 
-const count = (text: string): number => {
-  const value = Number(text);
-  if (Number.isInteger(value) && value > 0) return value;
-  throw new InvalidArgumentError('expected a positive whole number');
-};
+program
+  .command('select')
+  .description('rows to train on, out of what a fusion sampled and scored: train, test and sft files')
+  .requiredOption('--config <file>', 'run file (YAML)')
+  .option('--dry-run', 'say what would be selected, and write nothing')
+  .option('--json', 'print one JSON object')
+  .allowUnknownOption()
+  .allowExcessArguments()
+  .addHelpText('after', KEYS_AS_OPTIONS)
+  .action(async (options, command: Command) => {
+    const { select } = await import('./select.js');
+    await select(options, command.args);
+  });
 
 program
   .command('data')

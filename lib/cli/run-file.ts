@@ -1,6 +1,6 @@
 /** Run files, and options that override their keys. */
 import { readFileSync } from 'node:fs';
-import { isMap, isScalar, LineCounter, parse, parseDocument, YAMLParseError } from 'yaml';
+import { isMap, isScalar, isSeq, LineCounter, type Node, parse, parseDocument, YAMLParseError } from 'yaml';
 import { WrpoError } from '../errors.js';
 import { readKeys } from '../train/args.js';
 import { camel } from '../train/compat.js';
@@ -38,13 +38,13 @@ export function readRun(
   return { input, where, foreign };
 }
 
-interface RunFile {
+export interface RunFile {
   values: Record<string, unknown>;
-  /** The file, with the line of a key. */
-  where(key?: string): string;
+  /** The file, with the line of a key: its own name, or the keys and indices that lead to it. */
+  where(...path: (PropertyKey | undefined)[]): string;
 }
 
-function readRunFile(path: string): RunFile {
+export function readRunFile(path: string): RunFile {
   let text: string;
   try {
     text = readFileSync(path, 'utf8');
@@ -57,15 +57,28 @@ function readRunFile(path: string): RunFile {
   }
   const counter = new LineCounter();
   const { contents } = parseDocument(text, { lineCounter: counter });
-  const lines = new Map<string, number>();
-  for (const { key } of isMap(contents) ? contents.items : []) {
-    if (isScalar(key) && key.range) lines.set(camel(String(key.value)), counter.linePos(key.range[0]).line);
-  }
-  const where = (key?: string) => {
-    const line = key === undefined ? undefined : lines.get(camel(key));
-    return line === undefined ? path : `${path} line ${line}`;
+  const where = (...steps: (PropertyKey | undefined)[]) => {
+    const start = placeOf(contents as Node | null, steps);
+    return start === undefined ? path : `${path} line ${counter.linePos(start).line}`;
   };
   return { values: values as Record<string, unknown>, where };
+}
+
+/** Where the last of the keys and indices that are there begins, as an offset. */
+function placeOf(root: Node | null, steps: readonly (PropertyKey | undefined)[]): number | undefined {
+  let node: unknown = root;
+  let start: number | undefined;
+  for (const step of steps) {
+    if (isSeq(node)) node = node.items[Number(step)];
+    else if (isMap(node)) {
+      const item = node.items.find(({ key }) => isScalar(key) && camel(String(key.value)) === camel(String(step)));
+      start = (item?.key as Node | undefined)?.range?.[0] ?? start;
+      node = item?.value;
+      continue;
+    } else break;
+    start = (node as Node | undefined)?.range?.[0] ?? start;
+  }
+  return start;
 }
 
 function parseYaml(text: string, where: string): unknown {

@@ -6,10 +6,10 @@ import { requireRewardHead, type Score } from '../model/reward.js';
 import { encodeConversations, type RowConversations } from '../text/conversations.js';
 import { tokenizerOf } from '../train/prepare.js';
 import { readDtype } from './dtype.js';
+import { newsOf } from './news.js';
 import { openSink } from './stdout.js';
 
 const MICROBATCH_TOKENS = 2048;
-const SECONDS_BETWEEN_NEWS = 10;
 
 export async function score(options: {
   model: string;
@@ -77,21 +77,5 @@ function lineOf({ shape, answers }: RowConversations['row'], scores: Score[], ev
   return {
     ...(shape === 'roles' ? (values as object) : { [shape === 'response' ? 'score' : 'scores']: values }),
     ...(everything && { rewards: column(({ rewards }) => rewards), gates: column(({ gates }) => gates) }),
-  };
-}
-
-/** How many there are by now, on stderr: in place on a terminal, a line now and then elsewhere. */
-function newsOf(what: string) {
-  const { isTTY } = process.stderr;
-  let count = 0;
-  let told = performance.now();
-  return {
-    add(more: number) {
-      count += more;
-      if (!isTTY && performance.now() - told < SECONDS_BETWEEN_NEWS * 1000) return;
-      told = performance.now();
-      process.stderr.write(isTTY ? `\r${count} ${what}` : `${count} ${what}\n`);
-    },
-    end: () => isTTY && process.stderr.write('\n'),
   };
 }

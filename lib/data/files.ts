@@ -46,6 +46,49 @@ export function appendLines(path: string, lines: string[]): void {
   }
 }
 
+/** A file that is written piece by piece and appears under its name only when it is whole. */
+export class PendingFile {
+  readonly #temporary: string;
+  #handle: number | undefined;
+
+  /** `<path>.tmp`, in place of what a killed process may have left there. */
+  constructor(readonly path: string) {
+    this.#temporary = `${path}.tmp`;
+    this.#handle = this.#guarded(() => openSync(this.#temporary, 'w'));
+  }
+
+  write(data: string | Uint8Array): void {
+    this.#guarded(() => writeFileSync(this.#handle!, data)); // unlike writeSync, all of it or an error
+  }
+
+  finish(): void {
+    this.#guarded(() => {
+      fsyncSync(this.#handle!);
+      this.#close();
+      renameSync(this.#temporary, this.path);
+      syncDirectory(dirname(this.path));
+    });
+  }
+
+  abandon(): void {
+    this.#close();
+    rmSync(this.#temporary, { force: true });
+  }
+
+  #close(): void {
+    if (this.#handle !== undefined) closeSync(this.#handle);
+    this.#handle = undefined;
+  }
+
+  #guarded<T>(action: () => T): T {
+    try {
+      return action();
+    } catch (cause) {
+      throw writeError(this.path, cause);
+    }
+  }
+}
+
 /** The failure to write `path` as one sentence. */
 export function writeError(path: string, cause: unknown): WrpoError {
   if (cause instanceof WrpoError) return cause;

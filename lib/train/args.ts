@@ -1,7 +1,7 @@
 /** Training arguments: TRL's names in camelCase; files and the command line may spell them in snake_case. */
 import { createRequire } from 'node:module';
 import type { output, input as ZodInput } from 'zod';
-import { editDistance } from '../edit-distance.js';
+import { nearest } from '../edit-distance.js';
 import { WrpoError } from '../errors.js';
 import { camel, FOREIGN_KEYS, snake, translate } from './compat.js';
 import type { LossType } from './objective.js';
@@ -333,11 +333,4 @@ export function toRunFile(args: TrainingArgs, ownObjective = false): Record<stri
 function show(value: unknown): string {
   const text = JSON.stringify(value) ?? 'nothing';
   return text.length > 80 ? `${text.slice(0, 77)}…` : text;
-}
-
-function nearest(name: string, names: readonly string[]): string | undefined {
-  const [near] = names
-    .map((known) => ({ known, distance: editDistance(name, known) }))
-    .sort((a, b) => a.distance - b.distance);
-  return near!.distance <= Math.max(2, name.length / 3) ? near!.known : undefined;
 }
