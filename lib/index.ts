@@ -6,9 +6,10 @@ export { loadPreferences, type Message, type PreferenceRow, type Role } from './
 export { WrpoError, type WrpoErrorCode } from './errors.js';
 export type { ModelConfig } from './model/config.js';
 export { selectedLogProbs, selectedLogProbsBackward } from './model/head.js';
-export { Model, type ModelOptions } from './model/model.js';
+export type { Lora, LoraOptions } from './model/lora.js';
+export { type LoadOptions, Model, type ModelOptions } from './model/model.js';
 export { gatingPosition, type Score, type ScoreOptions } from './model/reward.js';
-export type { Batch, ContestForm, Dtype, LogProbs, NativeInfo } from './native/addon.js';
+export type { AdapterUse, Batch, ContestForm, Dtype, LogProbs, NativeInfo } from './native/addon.js';
 export { info, Tensor } from './native/surface.js';
 export { encodeConversations, type RowConversations } from './text/conversations.js';
 export { type EncodedRow, encodeRows } from './text/encode.js';

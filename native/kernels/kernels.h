@@ -5,6 +5,7 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <functional>
 #include <vector>
 
@@ -18,7 +19,8 @@ void parallelRows(int64_t n, int64_t grain, const std::function<void(int64_t, in
 // rstd [T] keeps 1/sqrt(...) in the compute type.
 void rmsNormForward(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& sum, const at::Tensor& w,
                     double eps, const at::Tensor& y, const at::Tensor& rstd);
-// dx += the gradient through the norm; dw [H] += in the gradient type. `x` is the (summed) input of the forward.
+// dx += the gradient through the norm; dw [H] += in the gradient type, unless it is undefined: of a frozen norm. `x` is
+// the (summed) input of the forward.
 void rmsNormBackward(const at::Tensor& dy, const at::Tensor& x, const at::Tensor& w, const at::Tensor& rstd,
                      const at::Tensor& dx, const at::Tensor& dw);
 
@@ -53,7 +55,11 @@ void logprobBackward(const at::Tensor& z, const int32_t* targets, const at::Tens
 void mergeLse(const at::Tensor& out, const at::Tensor& lse, const at::Tensor& out2, const at::Tensor& lse2,
               int64_t heads);
 
-// ---- embedding.cpp: dWeight[id] += dx rows, in row order whatever the number of threads
+// ---- dropout.cpp: y[t, i] = x[t, i] / (1 - p), or 0 with probability p
+// keys [T], one a row, and i decide which; the same key, the same zeros. 0 <= p < 1; y may be x.
+void dropout(const at::Tensor& x, const uint32_t* keys, double p, const at::Tensor& y);
+
+// ---- embedding.cpp: dWeight[id] += dx rows, in row order whatever the number of threads; an undefined one is frozen
 void embeddingBackward(const at::Tensor& dx, const int32_t* ids, const at::Tensor& dWeight);
 
 // ---- adamw.cpp: one pass over flat buffers (torch.optim.AdamW's formulas)

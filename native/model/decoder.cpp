@@ -39,11 +39,26 @@ void linearInputGradient(const at::Tensor& dx, const at::Tensor& dy, const at::T
 }
 
 void linearWeightGradient(const at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x) {
+  if (!dw.defined()) return;
   if (useSgemm(dy))
     return sgemm(dy.size(1), x.size(1), dy.size(0), transposed(dy), plain(x), data<float>(dw), dw.stride(0), true);
   at::Tensor out = dw;
   if (dy.scalar_type() == dw.scalar_type()) at::addmm_out(out, dw, dy.t(), x);
   else out.add_(at::mm(dy.t(), x));
+}
+
+void addLinear(const at::Tensor& y, const at::Tensor& x, const at::Tensor& w) {
+  if (useSgemm(x))
+    return sgemm(x.size(0), w.size(0), x.size(1), plain(x), transposed(w), data<float>(y), y.stride(0), true);
+  at::Tensor out = y;
+  at::addmm_out(out, y, x, w.t());
+}
+
+void addLinearInputGradient(const at::Tensor& dx, const at::Tensor& dy, const at::Tensor& w) {
+  if (useSgemm(dy))
+    return sgemm(dy.size(0), w.size(1), dy.size(1), plain(dy), plain(w), data<float>(dx), dx.stride(0), true);
+  at::Tensor out = dx;
+  at::addmm_out(out, dx, dy, w);
 }
 
 const at::Tensor& Decoder::ropeTableFor(const Batch& batch) {
@@ -54,7 +69,7 @@ const at::Tensor& Decoder::ropeTableFor(const Batch& batch) {
   return ropeTable_;
 }
 
-at::Tensor Decoder::forward(const Batch& batch, bool keep) {
+at::Tensor Decoder::forward(const Batch& batch, const LoraPass& lora, bool keep) {
   const ModelConfig& c = config_;
   const int64_t T = batch.size(), H = c.hiddenSize, F = c.intermediateSize, P = batch.promptTokens();
   const auto dtype = weights_.dtype(), stats = computeType(dtype);
@@ -92,14 +107,18 @@ at::Tensor Decoder::forward(const Batch& batch, bool keep) {
     const at::Tensor& before = l == 0 ? s.x : saved_[keep ? l - 1 : 0].x2;
     rmsNormForward(before, pending, s.x, w.inputNorm, c.rmsNormEps, normed, s.rstd1);
     linear(s.qkv, normed, w.qkv);
+    lora.forward(s.qkv, normed, w.qkv);
     rope(s.qkv, c.heads + c.kvHeads, c.headDim, table, batch.positions.data(), 1);
     attentionForward(c, batch, s.qkv, s.out, s.lse, from == 0);
     linear(rows(branch, from), rows(s.out, from), w.o);
+    lora.forward(rows(branch, from), rows(s.out, from), w.o);
     rmsNormForward(rows(s.x, from), rows(branch, from), rows(s.x2, from), w.postNorm, c.rmsNormEps, rows(normed, from),
                    rows(s.rstd2, from));
     linear(rows(s.gateUp, from), rows(normed, from), w.gateUp);
+    lora.forward(rows(s.gateUp, from), rows(normed, from), w.gateUp);
     swigluForward(rows(s.gateUp, from), rows(h, from));
     linear(rows(branch, from), rows(h, from), w.down);
+    lora.forward(rows(branch, from), rows(h, from), w.down);
     pending = branch;
   }
   rmsNormForward(rows(saved_.back().x2, P), rows(pending, P), finalX_, weights_.view.norm, c.rmsNormEps, hidden,
@@ -108,7 +127,7 @@ at::Tensor Decoder::forward(const Batch& batch, bool keep) {
   return hidden;
 }
 
-void Decoder::backward(const Batch& batch, const at::Tensor& dHidden) {
+void Decoder::backward(const Batch& batch, const LoraPass& lora, const at::Tensor& dHidden) {
   const ModelConfig& c = config_;
   const int64_t T = batch.size(), H = c.hiddenSize, F = c.intermediateSize, P = batch.promptTokens();
   const auto dtype = weights_.dtype();
@@ -134,21 +153,30 @@ void Decoder::backward(const Batch& batch, const at::Tensor& dHidden) {
 
     // MLP: x' = x2 + down(swiglu(gateUp(norm(x2)))); gateUp is overwritten by its gradient.
     linearInputGradient(live(dh), live(dx), w.down);
+    lora.inputGradient(live(dh), live(dx), w.down);
     swigluBackward(live(dh), live(s.gateUp), live(h));
     linearWeightGradient(g.down, live(dx), live(h));
+    lora.weightGradient(live(dx), live(h), w.down);
     rmsNormForward(live(s.x2), none, none, w.postNorm, c.rmsNormEps, live(normed), live(rstd));
     linearWeightGradient(g.gateUp, live(s.gateUp), live(normed));
+    lora.weightGradient(live(s.gateUp), live(normed), w.gateUp);
     linearInputGradient(live(dNormed), live(s.gateUp), w.gateUp);
+    lora.inputGradient(live(dNormed), live(s.gateUp), w.gateUp);
     rmsNormBackward(live(dNormed), live(s.x2), w.postNorm, live(s.rstd2), live(dx), g.postNorm);
 
     // Attention: x2 = x + o(attention(rope(qkv(norm(x)))))
     linearInputGradient(live(dOut), live(dx), w.o);
+    lora.inputGradient(live(dOut), live(dx), w.o);
     linearWeightGradient(g.o, live(dx), live(s.out));
+    lora.weightGradient(live(dx), live(s.out), w.o);
     attentionBackward(c, batch, dOut, s.qkv, s.out, s.lse, dQkv, from == 0);
     rope(dQkv, c.heads + c.kvHeads, c.headDim, ropeTable_, batch.positions.data(), -1);
     rmsNormForward(s.x, none, none, w.inputNorm, c.rmsNormEps, normed, rstd);
     linearWeightGradient(g.qkv, dQkv, normed);
+    lora.weightGradient(dQkv, normed, w.qkv);
+    if (l == 0 && !grads.embed.defined()) break;  // nothing below is trained
     linearInputGradient(dNormed, dQkv, w.qkv);
+    lora.inputGradient(dNormed, dQkv, w.qkv);
     rmsNormBackward(dNormed, s.x, w.inputNorm, s.rstd1, dx, g.inputNorm);
   }
   embeddingBackward(dx, batch.tokens.data(), grads.embed);
