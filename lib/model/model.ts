@@ -280,9 +280,11 @@ export class Model {
 
   /** `where` names the options in errors. */
   async #adapt(options: LoraOptions, where: string): Promise<void> {
-    const weights = await lend(this.#masters(), async (all) =>
-      all.map(({ name, tensor: { shape } }) => ({ name, shape })),
-    );
+    const weights = this.#masters().map(({ name, tensor }) => {
+      const { shape } = tensor;
+      tensor.dispose();
+      return { name, shape };
+    });
     const projections = weights
       .filter(({ name, shape }) => shape.length === 2 && /^model\.layers\..*\.weight$/.test(name))
       .map(({ name }) => name.replace(/\.weight$/, ''));
