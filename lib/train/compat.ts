@@ -83,6 +83,7 @@ const FIXED: Record<string, [same: readonly unknown[], why: string]> = {
   optim_target_modules: [[], 'AdamW updates all that is trained'],
   lr_scheduler_kwargs: [[], 'the schedules take no further settings; cosine and linear end at 0'],
   use_dora: [[false], 'adapters are plain LoRA, or with use_rslora rank-stabilised'],
+  lora_bias: [['none', false], 'adapters have no biases'],
   lora_modules_to_save: [[], 'beside the adapters nothing is trained'],
   lora_target_parameters: [[], 'adapters belong to modules: lora_target_modules'],
   lora_task_type: [['CAUSAL_LM'], 'models are language models'],
