@@ -53,6 +53,8 @@ std::vector<Make> testCases() {
   add(linearLayer, 1, 1, 1), add(linearLayer, 5, 37, 3), add(linearLayer, 13, 32, 33), add(linearLayer, 97, 48, 64);
   add(linearLayer, 300, 70, 530), add(linearLayer, 25, 530, 260);
 
+  add(loraLayer, 1, 1, 1, 1), add(loraLayer, 7, 13, 5, 3), add(loraLayer, 130, 70, 90, 8);
+
   auto one = packed({3}, {{1}}), shared = packed({9, 4}, {{5, 7, 1}, {3, 6}});
   auto unshared = packed({0, 0}, {{8}, {5}}), mixed = packed({1, 0, 6}, {{4, 0}, {7}, {}});
   auto large = packed({90, 50}, {{70, 33, 24}, {17, 80}});
@@ -78,6 +80,7 @@ std::vector<Make> testCases() {
 
   for (auto pass : {HeadPass::Together, HeadPass::BackwardAlone}) add(head, 20, 13, 37, 6, pass, 3);
 
+  add(dropoutMask, 1, 1, 0.4), add(dropoutMask, 9, 37, 0.05), add(dropoutMask, 150, 1021, 0.5);
   add(embedding, 1, 1, 1), add(embedding, 9, 13, 5), add(embedding, 300, 1030, 40);
   add(adamw, 1, 1), add(adamw, 37, 1), add(adamw, 200003, 1000);
   add(norm, 1), add(norm, 37), add(norm, 600011);
@@ -106,6 +109,8 @@ std::vector<Make> perfCases() {
       [] { return swiglu(1024, 8192, Activation::Silu); },
       [] { return logprob(256, 128256, 1, 0); },
       [] { return linearLayer(1024, 2048, 2048); },
+      [] { return loraLayer(1024, 2048, 2048, 16); },
+      [] { return dropoutMask(4096, 2048, 0.05); },
       [] { return merge(4096, 32, 64); },
       [] { return attention("shared", packed({300, 300}, {{250, 250, 250}, {250, 250, 250}}), 32, 8, 64, true, 0, 0); },
       [] { return head(256, 1024, 32768, 256, HeadPass::Together, 0); },

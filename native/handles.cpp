@@ -108,13 +108,35 @@ void requireIdle(Napi::Env env, const char* what) {
     fail("ERR_CLOSED", std::string(what) + " is not available while calls are queued: await them first");
 }
 
+// The adapters' part in a call, of its options.
+AdapterUse parseAdapterUse(Napi::Value value) {
+  AdapterUse use;
+  if (!value.IsObject()) return use;
+  auto options = value.As<Napi::Object>();
+  if (options.Get("adapters").IsBoolean()) use.enabled = options.Get("adapters").ToBoolean();
+  if (options.Get("dropout").IsObject()) {
+    auto o = options.Get("dropout").As<Napi::Object>();
+    use.dropout = DropoutDraw{int64_t(number(o, "seed")), int64_t(number(o, "step")), int64_t(number(o, "firstRow"))};
+  }
+  return use;
+}
+
+LoraShape parseLora(Napi::Object o) {
+  LoraShape shape{int64_t(number(o, "rank")), number(o, "scale"), number(o, "dropout"), {}};
+  if (shape.rank < 1 || shape.rank > (1 << 20)) fail("ERR_CONFIG", "rank must be a positive whole number");
+  if (!(shape.dropout >= 0 && shape.dropout < 1)) fail("ERR_CONFIG", "dropout must be at least 0 and below 1");
+  auto modules = o.Get("modules").As<Napi::Array>();
+  for (uint32_t i = 0; i < modules.Length(); ++i) shape.modules.push_back(modules.Get(i).ToString());
+  return shape;
+}
+
 // Named views of a flat buffer.
-Napi::Value namedViews(Napi::Env env, const Weights& weights, const at::Tensor& flat) {
+Napi::Value namedViews(Napi::Env env, const Parameters& all, const at::Tensor& flat) {
   auto list = Napi::Array::New(env);
-  for (const auto& p : weights.parameters()) {
+  for (const auto& p : all.parameters()) {
     auto entry = Napi::Object::New(env);
     entry.Set("name", p.name);
-    entry.Set("tensor", TensorHandle::wrap(env, weights.slice(flat, p)));
+    entry.Set("tensor", TensorHandle::wrap(env, all.slice(flat, p)));
     list.Set(list.Length(), entry);
   }
   return list;
@@ -148,7 +170,10 @@ Napi::Function ModelHandle::define(Napi::Env env) {
                          InstanceMethod("logProbs", &ModelHandle::logProbs),
                          InstanceMethod("accumulate", &ModelHandle::accumulate),
                          InstanceMethod("score", &ModelHandle::score),
+                         InstanceMethod("addAdapters", &ModelHandle::addAdapters),
+                         InstanceMethod("mergeAdapters", &ModelHandle::mergeAdapters),
                          InstanceMethod("parameters", &ModelHandle::parameters),
+                         InstanceMethod("adapters", &ModelHandle::adapters),
                          InstanceMethod("gradients", &ModelHandle::gradients),
                          InstanceMethod("zeroGradients", &ModelHandle::zeroGradients),
                          InstanceMethod("syncWork", &ModelHandle::syncWork),
@@ -165,13 +190,15 @@ ModelHandle::ModelHandle(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Mode
     if (dtype != at::kFloat && dtype != at::kDouble && dtype != at::kBFloat16)
       fail("ERR_CONFIG", "dtype: expected float32, float64 or bfloat16");
     c10::InferenceMode guard;
-    model_ = std::make_shared<Model>(parseConfig(info[0].As<Napi::Object>()), dtype,
+    auto use = flag(options, "frozen") ? Weights::Use::Frozen : Weights::Use::Trained;
+    model_ = std::make_shared<Model>(parseConfig(info[0].As<Napi::Object>()), dtype, use,
                                      int64_t(number(options, "headChunkBytes")));
   });
 }
 
 std::shared_ptr<Model> ModelHandle::model() const {
   if (!model_) fail("ERR_CLOSED", "the model was closed");
+  if (model_->changing) fail("ERR_CLOSED", "the model's adapters are being added or merged: await that first");
   return model_;
 }
 
@@ -193,10 +220,11 @@ Napi::Value ModelHandle::logProbs(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     auto batch = std::make_shared<Batch>(parseBatch(info[0]));
     bool perToken = flag(info[1], "perToken"), greedy = flag(info[1], "greedy");
+    auto use = parseAdapterUse(info[1]);
     return engine(info.Env())
         .run(
             info.Env(), Value(),
-            [m = model(), batch, perToken, greedy] { return m->logProbs(*batch, perToken, greedy); },
+            [m = model(), batch, use, perToken, greedy] { return m->logProbs(*batch, use, perToken, greedy); },
             [perToken, greedy](Napi::Env env, const LogProbs& r) -> Napi::Value {
               auto o = Napi::Object::New(env);
               o.Set("sums", toJs(env, r.sums));
@@ -214,12 +242,15 @@ Napi::Value ModelHandle::accumulate(const Napi::CallbackInfo& info) {
     if (!info[1].IsObject()) fail("ERR_CONFIG", "accumulate: expected {objective, normalizer}");
     auto options = info[1].As<Napi::Object>();
     Objective objective = parseObjective(options.Get("objective").As<Napi::Object>());
+    auto use = parseAdapterUse(options);
     double normalizer = number(options, "normalizer");
     if (!(normalizer > 0)) fail("ERR_CONFIG", "accumulate: normalizer must be positive");
     return engine(info.Env())
         .run(
             info.Env(), Value(),
-            [m = model(), batch, objective, normalizer] { return m->accumulate(*batch, objective, normalizer); },
+            [m = model(), batch, use, objective, normalizer] {
+              return m->accumulate(*batch, use, objective, normalizer);
+            },
             [](Napi::Env env, const Accumulated& r) -> Napi::Value {
               auto o = Napi::Object::New(env);
               o.Set("loss", r.loss);
@@ -248,6 +279,35 @@ Napi::Value ModelHandle::score(const Napi::CallbackInfo& info) {
   });
 }
 
+template <class Body>
+Napi::Value ModelHandle::change(Napi::Env env, Body body) {
+  auto m = model();
+  m->changing = true;
+  return engine(env).run(
+      env, Value(),
+      [m, body = std::move(body)] {
+        struct Done {
+          std::atomic<bool>& changing;
+          ~Done() { changing = false; }
+        } done{m->changing};
+        return body(*m), 0;
+      },
+      nothing);
+}
+
+Napi::Value ModelHandle::addAdapters(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    if (!info[0].IsObject()) fail("ERR_CONFIG", "addAdapters: expected (shape, seed)");
+    auto shape = parseLora(info[0].As<Napi::Object>());
+    auto seed = uint64_t(info[1].ToNumber().Int64Value());
+    return change(info.Env(), [shape, seed](Model& m) { m.addAdapters(shape, seed); });
+  });
+}
+
+Napi::Value ModelHandle::mergeAdapters(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] { return change(info.Env(), [](Model& m) { m.mergeAdapters(); }); });
+}
+
 Napi::Value ModelHandle::parameters(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     // `queued`: only to be handed back to the addon, which takes its turn.
@@ -257,11 +317,22 @@ Napi::Value ModelHandle::parameters(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value ModelHandle::adapters(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    if (!flag(info[0], "queued")) requireIdle(info.Env(), "adapters()");
+    auto m = model();
+    if (!m->adapters()) return Napi::Array::New(info.Env());
+    return namedViews(info.Env(), *m->adapters(),
+                      flag(info[0], "master") ? m->adapters()->master : m->adapters()->work);
+  });
+}
+
 Napi::Value ModelHandle::gradients(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     requireIdle(info.Env(), "gradients()");
     c10::InferenceMode guard;
-    return namedViews(info.Env(), model()->weights(), model()->weights().grad());
+    auto trained = model()->trained();
+    return namedViews(info.Env(), *trained, trained->grad());
   });
 }
 
@@ -271,7 +342,7 @@ Napi::Value ModelHandle::zeroGradients(const Napi::CallbackInfo& info) {
         .run(
             info.Env(), Value(),
             [m = model()] {
-              if (m->weights().hasGrad()) m->weights().grad().zero_();
+              if (m->trained()->hasGrad()) m->trained()->grad().zero_();
               return 0;
             },
             nothing);
@@ -280,7 +351,7 @@ Napi::Value ModelHandle::zeroGradients(const Napi::CallbackInfo& info) {
 
 Napi::Value ModelHandle::syncWork(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    return engine(info.Env()).run(info.Env(), Value(), [m = model()] { return m->weights().syncWork(), 0; }, nothing);
+    return engine(info.Env()).run(info.Env(), Value(), [m = model()] { return m->trained()->syncWork(), 0; }, nothing);
   });
 }
 
@@ -288,7 +359,7 @@ Napi::Value ModelHandle::fingerprint(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     return engine(info.Env())
         .run(
-            info.Env(), Value(), [m = model()] { return wrpo::fingerprint(m->weights().master); },
+            info.Env(), Value(), [m = model(), use = parseAdapterUse(info[0])] { return m->fingerprint(use.enabled); },
             [](Napi::Env env, uint64_t hash) -> Napi::Value {
               char hex[17];
               std::snprintf(hex, sizeof(hex), "%016llx", static_cast<unsigned long long>(hash));
@@ -335,7 +406,7 @@ AdamWHandle::AdamWHandle(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Adam
       fail("ERR_CONFIG",
            "schedule \"" + options.schedule + "\": expected cosine, linear, constant or constant_with_warmup");
     c10::InferenceMode guard;
-    adamw_ = std::make_shared<AdamW>(model_->weights(), options);
+    adamw_ = std::make_shared<AdamW>(model_->trained(), options);
   });
 }
 
@@ -348,7 +419,12 @@ Napi::Value AdamWHandle::step(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     return engine(info.Env())
         .run(
-            info.Env(), Value(), [a = adamw(), m = model_] { return a->step(); },
+            info.Env(), Value(),
+            [a = adamw(), m = model_] {
+              if (m->trained() != a->trained())
+                fail("ERR_CONFIG", "adapters came or went after this optimizer was made: make another");
+              return a->step();
+            },
             [](Napi::Env env, const AdamW::Step& s) -> Napi::Value {
               auto o = Napi::Object::New(env);
               o.Set("gradNorm", s.gradNorm);
@@ -368,8 +444,8 @@ Napi::Value AdamWHandle::state(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     auto a = adamw();
     auto o = Napi::Object::New(info.Env());
-    o.Set("m", namedViews(info.Env(), model_->weights(), a->m));
-    o.Set("v", namedViews(info.Env(), model_->weights(), a->v));
+    o.Set("m", namedViews(info.Env(), *a->trained(), a->m));
+    o.Set("v", namedViews(info.Env(), *a->trained(), a->v));
     return o;
   });
 }

@@ -24,12 +24,19 @@ class ModelHandle : public Napi::ObjectWrap<ModelHandle> {
   Napi::Value logProbs(const Napi::CallbackInfo& info);
   Napi::Value accumulate(const Napi::CallbackInfo& info);
   Napi::Value score(const Napi::CallbackInfo& info);
+  Napi::Value addAdapters(const Napi::CallbackInfo& info);
+  Napi::Value mergeAdapters(const Napi::CallbackInfo& info);
   Napi::Value parameters(const Napi::CallbackInfo& info);
+  Napi::Value adapters(const Napi::CallbackInfo& info);
   Napi::Value gradients(const Napi::CallbackInfo& info);
   Napi::Value zeroGradients(const Napi::CallbackInfo& info);
   Napi::Value syncWork(const Napi::CallbackInfo& info);
   Napi::Value fingerprint(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
+
+  // Queues what changes the parts of the model; until it is done, model() throws.
+  template <class Body>
+  Napi::Value change(Napi::Env env, Body body);
 
   std::shared_ptr<Model> model_;
 };

@@ -387,18 +387,42 @@ describe('what a key means', () => {
     expect(resolveArgs(toRunFile(args))).toEqual(args);
   });
 
+  it('adapters: defaults are those of TRL, and without use_peft their keys are named as ignored', () => {
+    const { args, notices } = of({ use_peft: true });
+    expect(args).toMatchObject({ loraR: 16, loraAlpha: 32, loraDropout: 0.05, useRslora: false });
+    expect(args.loraTargetModules).toBeUndefined();
+    expect(notices).toEqual([]);
+    expect(toRunFile(args)).toMatchObject({ use_peft: true, lora_r: 16, lora_dropout: 0.05 });
+    const idle = of({ lora_r: 8, lora_target_modules: ['q_proj'] });
+    expect(idle.notices).toEqual(['run.yaml: ignored lora_r, lora_target_modules: only use_peft: true makes adapters']);
+    expect(Object.keys(toRunFile(idle.args)).filter((key) => /lora/.test(key))).toEqual([]);
+  });
+
   it('says what an SFT share is a mean over', () =>
     expect(of({ loss_type: 'dpo', rpo_alpha: 0.2 }).notices.join()).toContain("each response's own tokens"));
 
   it.each([
     { use_peft: false, load_in_4bit: false, push_to_hub: false, fp16: false, deepspeed: null, optim: 'adamw_torch' },
     { gradient_checkpointing: false, report_to: 'none', logging_strategy: 'no', f_divergence_type: 'reverse_kl' },
+    { use_peft: true, lora_r: 8, lora_bias: 'none', lora_task_type: 'CAUSAL_LM', lora_target_modules: 'all-linear' },
+    { use_peft: false, use_rslora: false, use_dora: false, lora_modules_to_save: null },
     { group_by_length: false, disable_dropout: true, optim: 'adamw_torch_fused', report_to: [], bf16: true },
   ])('%j: nothing to say', (changes) => expect(of(changes).notices).toEqual([]));
 
   it.each([
-    [{ use_peft: true }, /^run\.yaml: "use_peft": LoRA is not part of this version.*\(found true\)/],
-    [{ load_in_4bit: true }, /"load_in_4bit": weights are not quantised/],
+    [{ load_in_4bit: true }, /^run\.yaml: "load_in_4bit": weights are not quantised \(found true\)/],
+    [{ use_dora: true }, /"use_dora": adapters are plain LoRA/],
+    [{ lora_bias: 'all' }, /"lora_bias": adapters have no biases/],
+    [{ lora_modules_to_save: ['lm_head'] }, /"lora_modules_to_save": beside the adapters nothing is trained/],
+    [{ lora_target_parameters: ['experts'] }, /"lora_target_parameters"/],
+    [{ lora_task_type: 'SEQ_CLS' }, /"lora_task_type": models are language models/],
+    [{ use_peft: 'yes' }, /"use_peft": .*expected boolean.*found "yes"/],
+    [{ lora_r: 0 }, /"lora_r": .*found 0/],
+    [{ lora_r: 2.5 }, /"lora_r": .*found 2.5/],
+    [{ lora_alpha: 0 }, /"lora_alpha": .*found 0/],
+    [{ lora_dropout: 1 }, /"lora_dropout": .*found 1/],
+    [{ lora_dropout: -0.1 }, /"lora_dropout": .*found -0.1/],
+    [{ lora_target_modules: 7 }, /"lora_target_modules": .*found 7/],
     [{ fp16: true }, /"fp16": float16 is not computed here/],
     [{ bf16: 'yes' }, /"bf16": expected true or false \(found "yes"\)/],
     [{ fp16: 'on' }, /"fp16": expected true or false \(found "on"\)/],
@@ -542,12 +566,12 @@ describe('from the command line', () => {
   });
 
   it('an option outweighs every key that means the same, and a refused one', async () => {
-    const text = `${ZEPHYR_DPO.replace('HuggingFaceH4/ultrafeedback_binarized: 1.0', 'a: 0.5\n  b: 0.5')}\nuse_peft: true`;
+    const text = `${ZEPHYR_DPO.replace('HuggingFaceH4/ultrafeedback_binarized: 1.0', 'a: 0.5\n  b: 0.5')}\nload_in_4bit: true`;
     const { config } = await run(
       'train',
       text,
       pairs,
-      '--use_peft',
+      '--load_in_4bit',
       'false',
       '--max_seq_length',
       '64',
@@ -555,8 +579,10 @@ describe('from the command line', () => {
       'false',
     );
     expect(config).toMatchObject({ max_length: 64, dtype: 'bfloat16', dataset_name: pairs });
-    writeFileSync(path('peft.yaml'), 'output_dir: o\n\nuse_peft: true\n');
-    expect(await fail(['train', '--config', path('peft.yaml')], 1)).toMatch(/peft\.yaml line 3: "use_peft": LoRA/);
+    writeFileSync(path('4bit.yaml'), 'output_dir: o\n\nload_in_4bit: true\n');
+    expect(await fail(['train', '--config', path('4bit.yaml')], 1)).toMatch(
+      /4bit\.yaml line 3: "load_in_4bit": weights/,
+    );
   });
 
   it('says which defaults a file for another trainer does not get', async () => {
@@ -588,6 +614,7 @@ describe('the Trainer', () => {
     ],
     ...[{ lossType: 'simpo', gammaBetaRatio: 0.5 }, { preset: 'table6/wrpo-simpo' }, { lossType: 'ipo' }],
     { lossType: 'sft', packing: true, packingStrategy: 'wrapped' },
+    { usePeft: true, loraR: 4, loraTargetModules: 'q_proj,k_proj' },
   ] as const)('takes the arguments of another: %j', (changes) => {
     const { args } = new Trainer({ model: 'm', trainDataset: [], args: { outputDir: 'o', ...changes } });
     const again = new Trainer({ model: 'm', trainDataset: [], args });
@@ -619,9 +646,9 @@ describe('the Trainer', () => {
     await trainer.train();
     expect(existsSync(join(outputDir, 'checkpoint-1'))).toBe(true);
     await expectFailure(
-      () => new Trainer({ ...options, args: { outputDir, usePeft: true } as never }),
+      () => new Trainer({ ...options, args: { outputDir, loadIn4bit: true } as never }),
       'ERR_CONFIG',
-      /^args: "usePeft": LoRA/,
+      /^args: "loadIn4bit": weights/,
     );
   });
 });

@@ -1,8 +1,7 @@
 /** `wrpo data check`: what a training run would make of some rows, without loading any weights. */
 import { WrpoError } from '../errors.js';
-import { readModelConfig } from '../model/config.js';
 import { lossOfKeys, resolveArgs } from '../train/args.js';
-import { locate, tokenizerOf } from '../train/prepare.js';
+import { locate, sourceOf, tokenizerOf } from '../train/prepare.js';
 import { examine } from './data-report.js';
 import { print } from './data-view.js';
 import { parseOverrides, readRun } from './run-file.js';
@@ -39,8 +38,9 @@ export async function checkData(options: CheckOptions, rest: string[]): Promise<
   if (model === undefined) throw missing('a model', '--model', 'model_name_or_path');
 
   const directory = await locate(model, { revision: args.modelRevision, say, weights: false });
-  const { vocabSize } = readModelConfig(directory);
-  const tokenizer = await tokenizerOf({ directory }, args.chatTemplate);
+  const source = await sourceOf(directory, { say, weights: false });
+  const { vocabSize } = source.config;
+  const tokenizer = await tokenizerOf(source, args.chatTemplate);
   // What a run trains with when it names no loss is for its first row to say.
   const lossType = (input.lossType ?? lossOfKeys(input)) === undefined ? undefined : args.lossType;
   const report = await examine(file, { ...args, lossType }, { vocabSize, tokenizer, shown: options.row, say });

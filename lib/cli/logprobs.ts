@@ -2,10 +2,9 @@
 
 import { splitMicrobatches } from '../data/pack.js';
 import { type PreferenceRow, type Role, readPreferences } from '../data/preferences.js';
-import { readModelConfig } from '../model/config.js';
 import { Model } from '../model/model.js';
 import { type EncodedRow, encodeRows } from '../text/encode.js';
-import { locate, tokenizerOf } from '../train/prepare.js';
+import { locate, sourceOf, tokenizerOf } from '../train/prepare.js';
 import { logProbsOf } from '../train/reference.js';
 import { readDtype } from './dtype.js';
 import { openSink } from './stdout.js';
@@ -27,8 +26,9 @@ export async function logprobs(options: {
   const dtype = readDtype(options.dtype);
   const { split, revision } = options;
   const directory = await locate(options.model, { say });
-  const { vocabSize } = readModelConfig(directory);
-  const tokenizer = await tokenizerOf({ directory });
+  const source = await sourceOf(directory, { say });
+  const { vocabSize } = source.config;
+  const tokenizer = await tokenizerOf(source);
   // All of them before the weights: a bad row is told at once.
   const slices: { roles: Role[]; rows: EncodedRow[] }[] = [];
   for await (const rows of slicesOfEqualRoles(readPreferences(options.data, { split, revision, say }))) {
@@ -36,7 +36,7 @@ export async function logprobs(options: {
     const encoding = { tokenizer, roles, vocabSize, maxLength: Number.MAX_SAFE_INTEGER };
     slices.push({ roles, rows: (await encodeRows(rows, encoding)).rows });
   }
-  const model = await Model.load(directory, { dtype });
+  const model = await Model.load(directory, { dtype, baseModel: source.baseDirectory });
   try {
     const sink = openSink(options.output);
     try {

@@ -117,6 +117,18 @@ program
   });
 
 program
+  .command('merge')
+  .description('a LoRA adapter and its base as one model')
+  .requiredOption('--model <dir>', 'adapter directory (adapter_config.json, adapter_model.safetensors)')
+  .requiredOption('--output <dir>', 'where to write the model, in Hugging Face layout')
+  .option('--base <name>', 'directory or hub id of the base; default: the one that the adapter names')
+  .option('--dtype <dtype>', 'of the saved weights: float32, bfloat16 or float64', 'float32')
+  .action(async (options) => {
+    const { merge } = await import('./merge.js');
+    await merge(options);
+  });
+
+program
   .command('data')
   .description('look at preference rows')
   .command('check')

@@ -1,8 +1,12 @@
-/** A language model in the engine: its weights, its log-probs, its gradients. */
+/** A language model in the engine: its weights, its adapters, its log-probs, its gradients. */
+import { existsSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import { isHubId } from '../data/hub.js';
 import { withGradients } from '../data/pack.js';
 import { WrpoError } from '../errors.js';
 import {
   type Accumulated,
+  type AdapterUse,
   type Batch,
   type ComputeDtype,
   type ContestForm,
@@ -18,8 +22,29 @@ import {
 import { loadNative } from '../native/load.js';
 import { fileTensors, longestShared, type ModelConfig, parseModelConfig, readModelConfig } from './config.js';
 import { FAMILIES, type FileTensor } from './families.js';
+import {
+  ADAPTER_CONFIG,
+  ADAPTER_WEIGHTS,
+  adapterConfigOf,
+  baseOf,
+  isAdapter,
+  type Lora,
+  type LoraOptions,
+  loraShape,
+  peftName,
+  readAdapterConfig,
+  resolveLora,
+} from './lora.js';
 import { packConversations, placeConversations, type Score, type ScoreOptions, scoresOf } from './reward.js';
-import { loadTensors, readModelTensors, type StoredTensor, saveModel } from './safetensors.js';
+import {
+  loadTensors,
+  readHeader,
+  readModelTensors,
+  type StoredTensor,
+  saveModel,
+  saveTogether,
+  wholeTensor,
+} from './safetensors.js';
 
 export interface ModelOptions {
   /**
@@ -31,6 +56,13 @@ export interface ModelOptions {
   device?: 'cpu';
   /** Upper bound, in bytes, of the logits the head holds at once. Default 256 MiB. */
   headChunkBytes?: number;
+  /** Trains fresh adapters beside the weights, which are frozen: see `addAdapters`. */
+  lora?: LoraOptions;
+}
+
+export interface LoadOptions extends ModelOptions {
+  /** Where the base of an adapter directory lies. Default: where its adapter_config.json says. */
+  baseModel?: string;
 }
 
 /** dLoss/dlog π of every response of a batch. */
@@ -43,6 +75,8 @@ const DTYPES: readonly ComputeDtype[] = ['float32', 'float64', 'bfloat16'];
 const DEFAULT_HEAD_CHUNK_BYTES = 256 * 2 ** 20;
 
 export class Model {
+  #lora?: Lora;
+
   private constructor(
     private readonly addon: NativeAddon,
     /** The addon's handle, for AdamW. @internal */
@@ -51,18 +85,37 @@ export class Model {
     readonly dtype: ComputeDtype,
     /** The directory it was loaded from, if any. */
     readonly directory?: string,
+    /** The directory of the weights: of an adapter directory, its base's. */
+    readonly baseDirectory?: string,
   ) {}
 
   /**
-   * Loads a Hugging Face model directory (config.json, model.safetensors or shards).
+   * Loads a Hugging Face model directory (config.json, model.safetensors or shards), or one of PEFT's with a LoRA adapter
+   * (adapter_config.json, adapter_model.safetensors) together with its base, ready to train the adapter further.
    * Throws ERR_MODEL naming file, key or tensor when it is missing, corrupt or of another shape.
    */
-  static async load(directory: string, options: ModelOptions = {}): Promise<Model> {
-    const config = readModelConfig(directory);
-    const stored = readModelTensors(directory);
-    const model = Model.#construct(config, options, directory);
+  static async load(directory: string, { baseModel, ...options }: LoadOptions = {}): Promise<Model> {
+    const adapter = isAdapter(directory) ? readAdapterConfig(directory) : undefined;
+    if (adapter && options.lora) {
+      throw new WrpoError('ERR_CONFIG', `lora: ${directory} holds an adapter already, which is trained as it is`);
+    }
+    // A path is saved as what it leads to; an id is the base's name wherever that lies.
+    const isId = baseModel !== undefined && isHubId(adapter?.baseModelNameOrPath ?? '');
+    if (adapter && !isId) adapter.baseModelNameOrPath = undefined;
+    const base = adapter ? (baseModel ?? baseOf(directory)) : directory;
+    if (adapter && !existsSync(base)) {
+      throw new WrpoError('ERR_MODEL', `the base of ${directory}, "${base}", is no local directory; say where it is`);
+    }
+    const config = readModelConfig(base);
+    const stored = readModelTensors(base);
+    const adapterTensors = adapter && readHeader(join(directory, ADAPTER_WEIGHTS));
+    const lora = adapter ?? options.lora;
+    const model = Model.#construct(config, options, { directory, base, frozen: lora !== undefined });
     try {
-      await model.#fill(stored, directory);
+      // Whatever is wrong with the adapters is told before the weights are read.
+      if (lora) await model.#adapt(lora, adapter ? join(directory, ADAPTER_CONFIG) : 'lora');
+      if (adapterTensors) await model.#fillAdapters(adapterTensors, directory);
+      await model.#fill(stored, base);
     } catch (error) {
       await model.close();
       throw error;
@@ -70,9 +123,10 @@ export class Model {
     return model;
   }
 
-  /** Replaces the weights by those of a model directory of the same shape, such as a checkpoint. */
+  /** Replaces what is trained, the weights or the adapters, by that of a directory of the same shape, such as a checkpoint. */
   async loadWeights(directory: string): Promise<void> {
-    await this.#fill(readModelTensors(directory), directory);
+    if (this.#lora) await this.#fillAdapters(readHeader(join(directory, ADAPTER_WEIGHTS)), directory);
+    else await this.#fill(readModelTensors(directory), directory);
   }
 
   /**
@@ -81,15 +135,20 @@ export class Model {
   static async create(config: Record<string, unknown>, options: ModelOptions & { seed?: number } = {}): Promise<Model> {
     const model = Model.#construct(parseModelConfig(config), options);
     await callNative(() => model.handle.initialize(options.seed ?? 42));
+    if (options.lora) await model.addAdapters(options.lora);
     return model;
   }
 
-  static #construct(config: ModelConfig, options: ModelOptions, directory?: string): Model {
+  static #construct(
+    config: ModelConfig,
+    options: ModelOptions,
+    { directory, base, frozen = false }: { directory?: string; base?: string; frozen?: boolean } = {},
+  ): Model {
     const { dtype = 'float32', device = 'cpu', headChunkBytes = DEFAULT_HEAD_CHUNK_BYTES } = options;
     if (device !== 'cpu') throw new WrpoError('ERR_DEVICE', `device "${device}": this version computes on "cpu" only`);
     const addon = loadNative();
-    const handle = callNative(() => new addon.Model(config, { dtype, headChunkBytes }));
-    return new Model(addon, handle, config, dtype, directory);
+    const handle = callNative(() => new addon.Model(config, { dtype, headChunkBytes, frozen }));
+    return new Model(addon, handle, config, dtype, directory, base);
   }
 
   /**
@@ -100,8 +159,30 @@ export class Model {
     return longestShared(this.config);
   }
 
-  /** Summed log-prob and token count of every response of a packed batch. */
-  logProbs(batch: Batch, options?: { perToken?: boolean; greedy?: boolean }): Promise<LogProbs> {
+  /** Its adapters, if it has any. */
+  get lora(): Lora | undefined {
+    return this.#lora;
+  }
+
+  /**
+   * Adds LoRA adapters, which change nothing at first and are all that is trained from now on: the weights are frozen, and
+   * kept in `dtype` alone. Optimizers made before are of no use any more.
+   * Throws ERR_CONFIG naming a setting at fault, or a target that the model does not have and those that it has.
+   */
+  async addAdapters(options: LoraOptions = {}): Promise<void> {
+    await this.#adapt(options, 'lora');
+  }
+
+  /** Adds the adapters' products to the weights, which can be trained and saved whole from then on. */
+  async mergeAdapters(): Promise<void> {
+    await callNative(() => this.handle.mergeAdapters());
+    this.#lora = undefined;
+  }
+
+  /**
+   * Summed log-prob and token count of every response of a packed batch; `adapters: false` are those of the base alone.
+   */
+  logProbs(batch: Batch, options?: AdapterUse & { perToken?: boolean; greedy?: boolean }): Promise<LogProbs> {
     return callNative(() => this.handle.logProbs(batch, options));
   }
 
@@ -111,14 +192,14 @@ export class Model {
    */
   accumulate(
     batch: Batch,
-    { objective, normalizer }: { objective: ContestForm | GivenGradients; normalizer: number },
+    { objective, ...options }: AdapterUse & { objective: ContestForm | GivenGradients; normalizer: number },
   ): Promise<Accumulated> {
     if (objective.form !== 'gradients')
-      return callNative(() => this.handle.accumulate(batch, { objective, normalizer }));
+      return callNative(() => this.handle.accumulate(batch, { ...options, objective }));
     // Whatever the loss is, its gradient is that of a linear one.
     const linear = { form: 'linear', beta: 1, gamma: 0, labelSmoothing: 0, lengthNormalized: false } as const;
     const given = { ...withGradients(batch, objective.dLossDLogp), reference: undefined };
-    return callNative(() => this.handle.accumulate(given, { objective: linear, normalizer }));
+    return callNative(() => this.handle.accumulate(given, { ...options, objective: linear }));
   }
 
   /**
@@ -137,15 +218,15 @@ export class Model {
   }
 
   /**
-   * Views of the weights by Hugging Face name (of InternLM2, which stores its projections interleaved, by Llama's names):
-   * the working weights, or the float32 masters. Refused (ERR_CLOSED) while calls are queued. After writing to masters
-   * call `syncWork`.
+   * Views of the weights by Hugging Face name (of InternLM2, which stores its projections interleaved, by Llama's names), and
+   * of the adapters (`… .q_proj.lora_A.weight`): the working values, or the float32 masters, which frozen weights lack.
+   * Refused (ERR_CLOSED) while calls are queued. After writing to masters call `syncWork`.
    */
   parameters({ master = false } = {}): Map<string, Tensor> {
-    return asMap(callNative(() => this.handle.parameters({ master })));
+    return asMap(callNative(() => [...this.handle.parameters({ master }), ...this.handle.adapters({ master })]));
   }
 
-  /** Views of the accumulated gradients by Hugging Face name. */
+  /** Views of the accumulated gradients by name: of the adapters, or without any of the weights. */
   gradients(): Map<string, Tensor> {
     return asMap(callNative(() => this.handle.gradients()));
   }
@@ -158,19 +239,27 @@ export class Model {
     return callNative(() => this.handle.syncWork());
   }
 
-  /** A hash of the master weights. */
-  fingerprint(): Promise<string> {
-    return callNative(() => this.handle.fingerprint());
+  /** A hash of the master weights and the adapters, or of the weights alone. */
+  fingerprint(options?: Pick<AdapterUse, 'adapters'>): Promise<string> {
+    return callNative(() => this.handle.fingerprint(options));
   }
 
   /**
-   * Saves in Hugging Face layout; `dtype` defaults to float32, the masters (bfloat16 rounds them, sharded above
-   * `maxShardBytes`, 5 GB). Existing files of `directory` stay whole if writing fails.
+   * Saves in Hugging Face layout, or where there are adapters these alone, as PEFT does; `dtype` defaults to float32, the
+   * masters (bfloat16 rounds them, sharded above `maxShardBytes`, 5 GB). Existing files of `directory` stay whole if writing
+   * fails.
    */
   async save(directory: string, options: { dtype?: ComputeDtype; maxShardBytes?: number } = {}): Promise<void> {
     const { dtype = this.dtype === 'float64' ? 'float64' : 'float32', maxShardBytes } = options;
     if (!DTYPES.includes(dtype)) {
       throw new WrpoError('ERR_CONFIG', `save: dtype "${dtype}"; expected ${DTYPES.join(', ')}`);
+    }
+    if (this.#lora) {
+      const texts = { [ADAPTER_CONFIG]: adapterConfigOf(this.#lora) };
+      await lend(this.#adapterMasters(), (adapters) =>
+        saveTogether(this.addon, directory, { [ADAPTER_WEIGHTS]: adapters.map(wholeTensor) }, dtype, texts),
+      );
+      return;
     }
     const { torch_dtype: v4, dtype: v5, ...rest } = this.config.huggingFace;
     const key = v4 !== undefined && v5 === undefined ? 'torch_dtype' : 'dtype';
@@ -202,7 +291,7 @@ export class Model {
 
   /** The masters as a checkpoint stores them, for the addon to read or write in its turn, whatever is queued before. */
   #withFileTensors(body: (tensors: FileTensor[]) => Promise<void>): Promise<void> {
-    const masters = callNative(() => this.handle.parameters({ master: true, queued: true }));
+    const masters = this.#masters();
     return lend(masters, async () => {
       const tensors = fileTensors(this.config, masters);
       try {
@@ -211,6 +300,43 @@ export class Model {
         for (const piece of tensors.flatMap(({ pieces }) => pieces)) piece.dispose();
       }
     });
+  }
+
+  /** `where` names the options in errors. */
+  async #adapt(options: LoraOptions, where: string): Promise<void> {
+    const { family } = this.config;
+    if (FAMILIES[family]!.stored) {
+      throw new WrpoError('ERR_CONFIG', `${where}: no adapters for ${family}, whose files interleave the projections`);
+    }
+    const weights = this.#masters().map(({ name, tensor }) => {
+      const { shape } = tensor;
+      tensor.dispose();
+      return { name, shape };
+    });
+    const projections = weights
+      .filter(({ name, shape }) => shape.length === 2 && /^model\.layers\..*\.weight$/.test(name))
+      .map(({ name }) => name.replace(/\.weight$/, ''));
+    const lora = resolveLora(options, projections, where);
+    await callNative(() => this.handle.addAdapters(loraShape(lora), options.seed ?? 42));
+    const { baseModelNameOrPath = this.baseDirectory && resolve(this.baseDirectory) } = lora;
+    this.#lora = { ...lora, baseModelNameOrPath };
+  }
+
+  async #fillAdapters(stored: Map<string, StoredTensor>, directory: string): Promise<void> {
+    const how = { where: join(directory, ADAPTER_WEIGHTS), by: `${ADAPTER_CONFIG} and base` };
+    await lend(this.#adapterMasters(), (adapters) => loadTensors(this.addon, adapters.map(wholeTensor), stored, how));
+    await this.syncWork();
+  }
+
+  /** For the addon to read or write in its turn, whatever is queued before. */
+  #masters(): NamedTensor[] {
+    return callNative(() => this.handle.parameters({ master: true, queued: true }));
+  }
+
+  /** The same of the adapters, under PEFT's names. */
+  #adapterMasters(): NamedTensor[] {
+    const adapters = callNative(() => this.handle.adapters({ master: true, queued: true }));
+    return adapters.map(({ name, tensor }) => ({ name: peftName(name), tensor }));
   }
 }
 

@@ -136,18 +136,23 @@ export function readModelTensors(dir: string): Map<string, StoredTensor> {
 
 /**
  * Fills `targets` from the stored tensors of the same names, converting dtypes. Every target must be there in its shape;
- * `ignore` says which stored tensors may be left over. Throws ERR_MODEL before anything is read.
+ * `ignore` says which stored tensors may be left over, and `by` what describes the targets. Throws ERR_MODEL before anything
+ * is read.
  */
 export async function loadTensors(
   native: NativeAddon,
   targets: FileTensor[],
   stored: Map<string, StoredTensor>,
-  { where, ignore = () => false }: { where: string; ignore?: (name: string) => boolean },
+  {
+    where,
+    ignore = () => false,
+    by = 'config.json',
+  }: { where: string; ignore?: (name: string) => boolean; by?: string },
 ): Promise<void> {
   const names = new Set(targets.map(({ name }) => name));
   for (const name of stored.keys()) {
     if (!names.has(name) && !ignore(name)) {
-      throw new WrpoError('ERR_MODEL', `${where} holds ${name}, which its config.json does not describe`);
+      throw new WrpoError('ERR_MODEL', `${where} holds ${name}, which its ${by} does not describe`);
     }
   }
   const byFile = new Map<
@@ -160,7 +165,7 @@ export async function loadTensors(
     if (source.shape.join() !== shape.join()) {
       throw new WrpoError(
         'ERR_MODEL',
-        `${source.file}: ${name} has shape [${source.shape}], config.json asks for [${shape}]`,
+        `${source.file}: ${name} has shape [${source.shape}], ${by} asks for [${shape}]`,
       );
     }
     const known = DTYPES[source.dtype];
@@ -259,11 +264,6 @@ export async function saveModel(
   config: Record<string, unknown>,
   maxShardBytes = 5e9,
 ): Promise<void> {
-  try {
-    mkdirSync(dir, { recursive: true });
-  } catch (cause) {
-    throw writeError(dir, cause);
-  }
   const size = ({ shape }: FileTensor) => elements(shape) * DTYPES[tagOf(dtype)]!.bytes;
   const shards: FileTensor[][] = [[]];
   let filled = 0;
@@ -286,20 +286,39 @@ export async function saveModel(
     const total = tensors.reduce((sum, tensor) => sum + size(tensor), 0);
     texts[index] = { metadata: { total_size: total }, weight_map: weightMap };
   }
-  const paths = [...names, ...Object.keys(texts)].map((name) => join(dir, name));
+  await saveTogether(native, dir, Object.fromEntries(names.map((name, i) => [name, shards[i]!])), dtype, texts);
+  for (const name of readdirSync(dir)) {
+    const old = /^(model(-\d+-of-\d+)?|adapter_model)\.safetensors$|^adapter_config\.json$/.test(name);
+    if ((old && !names.includes(name)) || (name === index && shards.length === 1)) rmSync(join(dir, name));
+  }
+  syncDirectory(dir);
+}
+
+/** Writes files of tensors and of JSON into `dir`: none takes its name before all are on disk. */
+export async function saveTogether(
+  native: NativeAddon,
+  dir: string,
+  files: Record<string, FileTensor[]>,
+  dtype: Dtype,
+  texts: Record<string, unknown>,
+): Promise<void> {
+  const paths = [...Object.keys(files), ...Object.keys(texts)].map((name) => join(dir, name));
   try {
-    // All queued at once: no step of an optimizer can come between two shards.
-    const written = await Promise.allSettled(shards.map((shard, i) => writeTemporary(native, paths[i]!, shard, dtype)));
-    for (const result of written) if (result.status === 'rejected') throw result.reason;
+    mkdirSync(dir, { recursive: true });
+  } catch (cause) {
+    throw writeError(dir, cause);
+  }
+  try {
+    // All queued at once: no step of an optimizer can come between two files.
+    const writing = Object.entries(files).map(([name, tensors]) =>
+      writeTemporary(native, join(dir, name), tensors, dtype),
+    );
+    for (const result of await Promise.allSettled(writing)) if (result.status === 'rejected') throw result.reason;
     for (const [name, json] of Object.entries(texts)) writeTemporaryJson(join(dir, name), json);
     for (const path of paths) renameSync(temporaryOf(path), path);
   } catch (cause) {
     for (const path of paths) rmSync(temporaryOf(path), { force: true });
     throw writeError(dir, cause);
-  }
-  for (const name of readdirSync(dir)) {
-    const old = /^model(-\d+-of-\d+)?\.safetensors$/.test(name) && !names.includes(name);
-    if (old || (name === index && shards.length === 1)) rmSync(join(dir, name));
   }
   syncDirectory(dir);
 }

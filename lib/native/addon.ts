@@ -146,20 +146,46 @@ export interface Scores {
   gates: Float64Array;
 }
 
+/** The adapters of native/model/lora.h; `modules` are paths such as `model.layers.0.self_attn.q_proj`. */
+export interface LoraShape {
+  rank: number;
+  scale: number;
+  dropout: number;
+  modules: string[];
+}
+
+/** The part of adapters in a pass, where there are any. */
+export interface AdapterUse {
+  /** `false`: the base alone. Default true. */
+  adapters?: boolean;
+  /**
+   * Drops inputs of the adapters, as training does: the masks are those of the rows `firstRow`, `firstRow + 1`, … of a step,
+   * however they are packed. Without it nothing is dropped.
+   */
+  dropout?: { seed: number; step: number; firstRow: number };
+}
+
 export interface NativeModel {
   initialize(seed: number): Promise<void>;
-  logProbs(batch: Batch, options?: { perToken?: boolean; greedy?: boolean }): Promise<LogProbs>;
-  accumulate(batch: Batch, options: { objective: ContestForm; normalizer: number }): Promise<Accumulated>;
+  logProbs(batch: Batch, options?: AdapterUse & { perToken?: boolean; greedy?: boolean }): Promise<LogProbs>;
+  accumulate(batch: Batch, options: AdapterUse & { objective: ContestForm; normalizer: number }): Promise<Accumulated>;
   /** Every response of the batch begins at the token whose state gates and ends in the conversation's last token. */
   score(batch: Batch): Promise<Scores>;
+  /** Freezes the weights and trains fresh adapters beside them. Other calls are refused until it is done. */
+  addAdapters(shape: LoraShape, seed: number): Promise<void>;
+  /** Adds the adapters to the weights and drops them; as above. */
+  mergeAdapters(): Promise<void>;
   /** Refused while calls are queued, unless the tensors are only handed to further calls, which queue behind them. */
   parameters(options?: { master?: boolean; queued?: boolean }): NamedTensor[];
+  /** The same of the adapters; empty without. */
+  adapters(options?: { master?: boolean; queued?: boolean }): NamedTensor[];
+  /** Of what is trained: the adapters, or without any the weights. */
   gradients(): NamedTensor[];
   zeroGradients(): Promise<void>;
-  /** Rounds the masters into the working weights, after they were written by hand. */
+  /** Rounds the masters of what is trained into the working values, after they were written by hand. */
   syncWork(): Promise<void>;
   /** A 64-bit hash of the master weights, in hexadecimal. */
-  fingerprint(): Promise<string>;
+  fingerprint(options?: Pick<AdapterUse, 'adapters'>): Promise<string>;
   close(): Promise<void>;
 }
 
@@ -210,7 +236,11 @@ export interface NativeAddon {
   /** Bytes of CPU tensors in this process. */
   memory(options?: { resetPeak?: boolean }): MemoryStats;
   Tensor: TensorConstructor;
-  Model: new (shape: ModelShape, options: { dtype: ComputeDtype; headChunkBytes: number }) => NativeModel;
+  /** `frozen`: without float32 masters beside bfloat16 weights, which adapters do not need. */
+  Model: new (
+    shape: ModelShape,
+    options: { dtype: ComputeDtype; headChunkBytes: number; frozen?: boolean },
+  ) => NativeModel;
   AdamW: new (model: NativeModel, options: AdamWShape) => NativeAdamW;
   selectedLogProbs(options: HeadArguments): Promise<{ logps: Tensor; lse: Tensor }>;
   selectedLogProbsBackward(

@@ -23,6 +23,9 @@ const LOSS_KEYS = {
 } as const satisfies Record<string, readonly LossType[]>;
 type LossKey = keyof typeof LOSS_KEYS;
 
+/** The arguments of adapters. */
+const LORA_KEYS: readonly string[] = ['loraR', 'loraAlpha', 'loraDropout', 'loraTargetModules', 'useRslora'];
+
 /** Whether a loss has an argument. */
 export const usesField = (lossType: LossType, key: LossKey): boolean =>
   (LOSS_KEYS[key] as readonly LossType[]).includes(lossType);
@@ -89,6 +92,18 @@ function buildSchema({ z }: typeof import('zod')) {
     ipoNormalization: z.enum(['sum', 'token_mean']).default('sum'),
     /** Adds so much of the mean token NLL of the chosen responses, weighted as in the loss. */
     sftWeight: z.number().min(0).default(0),
+
+    /** Trains LoRA adapters beside the weights, which stay as they are and are the reference; saved as PEFT does. */
+    usePeft: z.boolean().default(false),
+    loraR: count.default(16),
+    /** The adapters count `loraAlpha / loraR` times. */
+    loraAlpha: positive.default(32),
+    /** The share of their inputs that is dropped in training. */
+    loraDropout: z.number().min(0).lt(1).default(0.05),
+    /** Names of projections (`q_proj`), as a list or between commas, or `all-linear`. Default: `q_proj` and `v_proj`. */
+    loraTargetModules: z.union([z.string(), z.array(z.string())]).optional(),
+    /** Counts the adapters `loraAlpha / √loraR` times. */
+    useRslora: z.boolean().default(false),
 
     learningRate: z.number().min(0).default(3e-7),
     /** Of these only `constant` never warms up. */
@@ -243,6 +258,8 @@ export function resolveArgs(input: Record<string, unknown>, where: Where = 'args
     const { gammaBetaRatio, ...args } = result.data;
     const fault = strayLossKey(args, own) ?? contradiction(args, values);
     if (fault) throw new WrpoError('ERR_CONFIG', `${at(where)}: ${fault}`);
+    const idle = args.usePeft ? [] : LORA_KEYS.filter((key) => own[key] !== undefined && own[key] !== false);
+    if (idle.length > 0) say(`${at(where)}: ignored ${idle.map(snake).join(', ')}: only use_peft: true makes adapters`);
     return gammaBetaRatio === undefined ? args : { ...args, simpoGamma: gammaBetaRatio * args.beta };
   }
   const issue = result.error.issues[0]!;
@@ -320,11 +337,14 @@ function contradiction(args: TrainingArgs, given: Record<string, unknown>): stri
   return undefined;
 }
 
-/** Resolved arguments as a run file would spell them, each loss with its own; one of the caller's own has no name here. */
+/** Resolved arguments as a run file would spell them, each loss with its own, adapters where there are any; one of the caller's own has no name here. */
 export function toRunFile(args: TrainingArgs, ownObjective = false): Record<string, unknown> {
   const dpo = args.lossType === 'sigmoid' && args.templateMode === 'authors';
   const lossType = ownObjective ? 'own' : dpo ? 'dpo' : args.lossType;
-  const has = (key: string) => !(key in LOSS_KEYS) || usesField(args.lossType, key as LossKey);
+  const has = (key: string) => {
+    if (LORA_KEYS.includes(key)) return args.usePeft;
+    return !(key in LOSS_KEYS) || usesField(args.lossType, key as LossKey);
+  };
   return Object.fromEntries(
     Object.entries({ ...args, lossType }).flatMap(([key, value]) => (has(key) ? [[snake(key), value]] : [])),
   );

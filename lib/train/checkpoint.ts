@@ -16,8 +16,8 @@ export interface TrainerState {
   log_history: Metrics[];
 }
 
-/** What must be the same for a run to continue, each by name. */
-export type ResumeKey = Record<string, string | number | boolean>;
+/** What must be the same for a run to continue, each by name; undefined is what it does not have. */
+export type ResumeKey = Record<string, string | number | boolean | undefined>;
 
 interface Manifest {
   wrpo: string;
@@ -94,9 +94,10 @@ export function readCheckpoint(dir: string, resume: ResumeKey): Checkpoint {
   const changed = Object.keys(resume).filter((key) => manifest.resume?.[key] !== resume[key]);
   if (changed.length > 0) {
     const key = changed[0]!;
+    const show = (value: unknown) => JSON.stringify(value) ?? 'not there';
     throw new WrpoError(
       'ERR_CHECKPOINT',
-      `${dir} cannot be resumed: ${key} was ${JSON.stringify(manifest.resume?.[key])} and is now ${JSON.stringify(resume[key])}`,
+      `${dir} cannot be resumed: ${key} was ${show(manifest.resume?.[key])} and is now ${show(resume[key])}`,
     );
   }
   return { ...manifest, dir, state: read('trainer_state.json') as TrainerState };

@@ -80,9 +80,13 @@ const FIXED: Record<string, [same: readonly unknown[], why: string]> = {
     'the optimiser is AdamW with float32 state; expected "adamw_torch"',
   ],
   optim_args: [[], 'the optimiser takes adam_beta1, adam_beta2, adam_epsilon and weight_decay alone'],
-  optim_target_modules: [[], 'all weights are trained'],
+  optim_target_modules: [[], 'AdamW updates all that is trained'],
   lr_scheduler_kwargs: [[], 'the schedules take no further settings; cosine and linear end at 0'],
-  use_peft: [[false], 'LoRA is not part of this version: all weights are trained'],
+  use_dora: [[false], 'adapters are plain LoRA, or with use_rslora rank-stabilised'],
+  lora_bias: [['none', false], 'adapters have no biases'],
+  lora_modules_to_save: [[], 'beside the adapters nothing is trained'],
+  lora_target_parameters: [[], 'adapters belong to modules: lora_target_modules'],
+  lora_task_type: [['CAUSAL_LM'], 'models are language models'],
   load_in_4bit: [[false], 'weights are not quantised'],
   load_in_8bit: [[false], 'weights are not quantised'],
   neftune_noise_alpha: [[0], 'no noise is added to embeddings'],
@@ -165,11 +169,10 @@ const IGNORED: readonly [instead: string, keys: string][] = [
     "the reference's log-probs are computed once, before training, by the same engine",
     `precompute_ref_log_probs ref_model_init_kwargs ref_model_mixup_alpha ref_model_sync_steps force_use_ref_model`,
   ],
+  ['weights are not quantised', 'bnb_4bit_quant_type bnb_4bit_quant_storage use_bnb_nested_quant'],
   [
-    'only LoRA and quantised weights use them; all weights are trained',
-    `lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save lora_task_type use_rslora
-     use_dora base_model_revision model_adapter_name ref_adapter_name bnb_4bit_quant_type bnb_4bit_quant_storage
-     use_bnb_nested_quant`,
+    'a model has one adapter, without a name, and the reference is the model without it',
+    'base_model_revision model_adapter_name ref_adapter_name',
   ],
   [
     'texts get no special tokens but those of the chat template, and the tokenizer of the model is used',

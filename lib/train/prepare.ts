@@ -11,7 +11,9 @@ import {
 } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
 import { readModelConfig } from '../model/config.js';
+import { baseOf, isAdapter, type LoraOptions } from '../model/lora.js';
 import { Model } from '../model/model.js';
+import type { AdapterUse } from '../native/addon.js';
 import { type EncodedRow, type EncodeOptions, type EncodeReport, encodeRows } from '../text/encode.js';
 import { Tokenizer } from '../text/tokenizer.js';
 import { readsWholeTexts, type TrainingArgs, usesField } from './args.js';
@@ -20,7 +22,10 @@ import { progressBar } from './progress.js';
 import { hashRows, logProbsOf, type ReferenceColumn, referenceColumn } from './reference.js';
 
 export interface DataOptions {
-  /** A model directory in Hugging Face layout, a hub id (`modelRevision` of it), or a model that is already loaded. */
+  /**
+   * A model directory in Hugging Face layout, one with a LoRA adapter, which is then trained further, a hub id
+   * (`modelRevision` of it), or a model that is already loaded, to which `usePeft` adds adapters.
+   */
   model: string | Model;
   /**
    * A JSONL, Parquet or Arrow file, a directory or a hub id (`datasetTrainSplit` of it), or rows as objects; the shapes of
@@ -31,7 +36,10 @@ export interface DataOptions {
   evalDataset?: string | readonly unknown[];
   /** Default: the one in the model's directory. Needed for rows of text only. */
   tokenizer?: Tokenizer;
-  /** The frozen reference, kept in memory. Default: the initial policy, whose log-probs are computed once. */
+  /**
+   * The frozen reference, kept in memory. Default: the initial policy, whose log-probs are computed once (with `usePeft` by
+   * the weights without the fresh adapters).
+   */
   refModel?: string | Model;
   /** An objective of the caller's own, instead of `lossType`; as a function it follows alpha as the run ramps it. */
   objective?: Objective | ((at: { alpha: number }) => Objective);
@@ -56,8 +64,9 @@ export interface Prepared {
   usesAlpha: boolean;
   /** Hash of the initial policy's weights. */
   fingerprint: string;
-  /** Hash of the reference's; the policy's own without a resident one. */
+  /** Hash of the reference's; of the policy's own, which `referenceUse` says more of, without a resident one. */
   referenceFingerprint: string;
+  referenceUse: Pick<AdapterUse, 'adapters'>;
   train: Split;
   eval?: Split;
 }
@@ -79,7 +88,11 @@ export async function prepare(
   const find = (model: string | Model) =>
     locate(model, { revision: model === options.model ? args.modelRevision : undefined, say });
   const located = await find(options.model);
-  const source = typeof located === 'string' ? { directory: located, config: readModelConfig(located) } : located;
+  if (args.usePeft && (typeof located === 'string' ? isAdapter(located) : located.lora)) {
+    const what = typeof located === 'string' ? located : 'the model';
+    throw new WrpoError('ERR_CONFIG', `use_peft: ${what} has adapters already; leave use_peft out to train those`);
+  }
+  const source = typeof located === 'string' ? await sourceOf(located, { say }) : located;
   const { chatTemplate } = args;
   if (options.tokenizer && chatTemplate !== undefined) {
     const how = 'load it with that template: Tokenizer.load(dir, { chatTemplate })';
@@ -109,14 +122,25 @@ export async function prepare(
           ...(evalDataset === trainDataset ? trainSplit(args) : {}),
           split: args.datasetTestSplit ?? 'test',
         });
-  const model = await open(located, args);
+  const model = await open(located, args, say, loraOf(args, options.model));
   const resident = usesReference && reference !== undefined;
-  const refModel = resident ? await open(await find(reference), args) : undefined;
+  const refModel = resident ? await open(await find(reference), args, say) : undefined;
   const fingerprint = await model.fingerprint();
-  const referenceFingerprint = refModel ? await refModel.fingerprint() : fingerprint;
+  const referenceUse = { adapters: !args.usePeft };
+  const referenceFingerprint = await (refModel ? refModel.fingerprint() : model.fingerprint(referenceUse));
   return {
-    ...{ model, tokenizer, refModel, roles, termsAt, usesAlpha },
+    ...{ model, tokenizer, refModel, roles, termsAt, usesAlpha, referenceUse },
     ...{ fingerprint, referenceFingerprint, train, eval: evalSplit },
+  };
+}
+
+/** The fresh adapters that a run trains, if it does. */
+function loraOf(args: TrainingArgs, model: string | Model): LoraOptions | undefined {
+  if (!args.usePeft) return undefined;
+  return {
+    ...{ r: args.loraR, loraAlpha: args.loraAlpha, loraDropout: args.loraDropout, useRslora: args.useRslora },
+    ...{ targetModules: args.loraTargetModules, seed: args.seed },
+    baseModelNameOrPath: typeof model === 'string' && !existsSync(model) ? model : undefined,
   };
 }
 
@@ -170,12 +194,13 @@ export async function fillReference(run: Prepared, args: TrainingArgs, signal?: 
       split.reference = await referenceColumn({
         file: join(args.outputDir, `reference-${name}.jsonl`),
         key: {
-          'model weights': run.fingerprint,
+          'model weights': run.referenceFingerprint,
           'token ids': split.hash,
           roles: run.roles.join(),
           dtype: run.model.dtype,
         },
         model: run.model,
+        use: run.referenceUse,
         rows: split.rows,
         roles: run.roles,
         microbatchTokens: args.microbatchTokens,
@@ -209,17 +234,36 @@ export async function locate<M extends string | Model>(model: M, request: ModelR
   return fetchModel(model, request);
 }
 
-async function open(model: string | Model, { dtype }: TrainingArgs): Promise<Model> {
-  return typeof model === 'string' ? Model.load(model, { dtype }) : model;
+async function open(
+  model: string | Model,
+  { dtype }: TrainingArgs,
+  say: (line: string) => void,
+  lora?: LoraOptions,
+): Promise<Model> {
+  if (typeof model === 'string') {
+    const { baseDirectory } = await sourceOf(model, { say });
+    return Model.load(model, { dtype, lora, baseModel: baseDirectory });
+  }
+  if (lora) await model.addAdapters(lora);
+  return model;
 }
 
-/** The tokenizer in the directory of a model, if there is one. */
+/**
+ * A model's directory, its base's if it is an adapter's (unless it is given, the one that the adapter names, fetched if it
+ * is a hub id), and the configuration.
+ */
+export async function sourceOf(directory: string, request: ModelRequest, base?: string) {
+  const baseDirectory = base ?? (isAdapter(directory) ? await locate(baseOf(directory), request) : undefined);
+  return { directory, baseDirectory, config: readModelConfig(baseDirectory ?? directory) };
+}
+
+/** The tokenizer in the directory of a model or of its base, if there is one. */
 export async function tokenizerOf(
-  { directory }: { directory?: string },
+  { directory, baseDirectory }: { directory?: string; baseDirectory?: string },
   chatTemplate?: string,
 ): Promise<Tokenizer | undefined> {
-  if (!directory || !existsSync(join(directory, 'tokenizer.json'))) return undefined;
-  return Tokenizer.load(directory, { chatTemplate });
+  const found = [directory, baseDirectory].find((dir) => dir !== undefined && existsSync(join(dir, 'tokenizer.json')));
+  return found === undefined ? undefined : Tokenizer.load(found, { chatTemplate });
 }
 
 /** The rows of a file or of objects in memory. */

@@ -9,6 +9,7 @@ import { packRows, splitMicrobatches } from '../data/pack.js';
 import type { Role } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
 import type { Model } from '../model/model.js';
+import type { AdapterUse } from '../native/addon.js';
 import type { EncodedRow } from '../text/encode.js';
 
 /** Per row, the reference log-prob of each role. */
@@ -40,8 +41,10 @@ export async function logProbsOf(
   rows: EncodedRow[],
   roles: readonly Role[],
   sharePrompt: boolean,
+  use: Pick<AdapterUse, 'adapters'> = {},
 ): Promise<ReferenceColumn> {
-  const { sums } = await model.logProbs(packRows(rows, roles, { sharePrompt, longestShared: model.longestShared }));
+  const packing = { sharePrompt, longestShared: model.longestShared };
+  const { sums } = await model.logProbs(packRows(rows, roles, packing), use);
   return rows.map((_, i) => Object.fromEntries(roles.map((role, k) => [role, sums[i * roles.length + k]!])));
 }
 
@@ -53,6 +56,8 @@ export async function referenceColumn(options: {
   file: string;
   key: ReferenceKey;
   model: Model;
+  /** Whether with its adapters, if it has any. */
+  use?: Pick<AdapterUse, 'adapters'>;
   rows: EncodedRow[];
   roles: readonly Role[];
   microbatchTokens: number;
@@ -60,7 +65,7 @@ export async function referenceColumn(options: {
   onProgress?: (done: number, total: number) => void;
   signal?: AbortSignal;
 }): Promise<ReferenceColumn> {
-  const { file, key, model, rows, roles, microbatchTokens, sharePrompt, onProgress, signal } = options;
+  const { file, key, model, use, rows, roles, microbatchTokens, sharePrompt, onProgress, signal } = options;
   const stored = existsSync(file) ? readColumn(file, key) : [];
   if (stored.length === rows.length) return stored;
   // Continued at a micro-batch's beginning, so that an interrupted column has the bits of an uninterrupted one.
@@ -71,7 +76,7 @@ export async function referenceColumn(options: {
   }
   writeFileAtomic(file, [{ reference: key }, ...column].map((line) => `${JSON.stringify(line)}\n`).join(''));
   for (const part of parts) {
-    const values = await logProbsOf(model, part, roles, sharePrompt);
+    const values = await logProbsOf(model, part, roles, sharePrompt, use);
     for (const [i, value] of values.entries()) requireFinite(value, part[i]!.where);
     appendLines(
       file,

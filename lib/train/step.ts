@@ -3,6 +3,7 @@ import { type PackedBatch, packRows, splitMicrobatches, withContests } from '../
 import type { Role } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
 import type { Model } from '../model/model.js';
+import type { AdapterUse } from '../native/addon.js';
 import type { EncodedRow } from '../text/encode.js';
 import type { TrainingArgs } from './args.js';
 import { countResponseTokens, countTokens, type Example, logProbsOfRow } from './metrics.js';
@@ -42,12 +43,18 @@ export async function accumulateBatch(
     const reference = await referenceOf(run, train, part, taken, args.sharePrompt);
     const packed = packRows(part, roles, { sharePrompt: args.sharePrompt, longestShared: model.longestShared });
     const accumulate = terms.loss ? accumulateFunction : accumulateContests;
-    const done = await naming(accumulate(model, packed, reference, terms, normalizer), step, part);
-    if (step === 0 && terms.reference && !run.refModel) checkStart(done, part, args);
+    const dropout = { seed: args.seed, step, firstRow: examples.length };
+    const done = await naming(accumulate(model, packed, reference, terms, { normalizer, dropout }), step, part);
+    // Dropout moves what adapters compute, unless they are fresh and compute nothing.
+    const moved = run.referenceUse.adapters && model.lora && model.lora.loraDropout > 0;
+    if (step === 0 && terms.reference && !run.refModel && !moved) checkStart(done, part, args);
     examples.push(...done);
   }
   return { examples, tokens: tokensOf(countTokens) };
 }
+
+/** What a micro-batch is divided by, and what draws its dropout. */
+type Pass = { normalizer: number } & Required<Pick<AdapterUse, 'dropout'>>;
 
 /** The contests of a micro-batch in one pass, which computes log-probs, losses and gradients. */
 async function accumulateContests(
@@ -55,12 +62,12 @@ async function accumulateContests(
   packed: PackedBatch,
   reference: ReferenceColumn,
   { contests, form, reference: compares }: Terms,
-  normalizer: number,
+  how: Pass,
 ): Promise<Example[]> {
   const batch = withContests(packed, contests);
   const each = rolesIn(packed);
   if (compares) batch.reference = Float64Array.from(reference.flatMap((row) => each.map((role) => row[role]!)));
-  const { logps, losses } = await model.accumulate(batch, { objective: form, normalizer });
+  const { logps, losses } = await model.accumulate(batch, { ...how, objective: form });
   return promptsOf(packed, logps, reference).map((prompt, i) => ({
     ...prompt,
     loss: contests.reduce((sum, { weight }, q) => sum + weight * losses[i * contests.length + q]!, 0),
@@ -73,9 +80,9 @@ async function accumulateFunction(
   packed: PackedBatch,
   reference: ReferenceColumn,
   terms: Terms,
-  normalizer: number,
+  how: Pass,
 ): Promise<Example[]> {
-  const { sums } = await model.logProbs(packed);
+  const { sums } = await model.logProbs(packed, { dropout: how.dropout });
   const prompts = promptsOf(packed, sums, reference);
   const outcomes = prompts.map((prompt) => lossOf(terms, prompt));
   const each = rolesIn(packed);
@@ -89,7 +96,7 @@ async function accumulateFunction(
   for (const value of [...outcomes.map(({ loss }) => loss), ...dLossDLogp]) {
     if (!Number.isFinite(value)) throw new WrpoError('ERR_NON_FINITE', `the objective's loss or gradient is ${value}`);
   }
-  await model.accumulate(packed, { objective: { form: 'gradients', dLossDLogp }, normalizer });
+  await model.accumulate(packed, { ...how, objective: { form: 'gradients', dLossDLogp } });
   return prompts.map((prompt, i) => ({ ...prompt, loss: outcomes[i]!.loss }));
 }
 

@@ -226,7 +226,10 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     return this.#evaluate(run, run.eval);
   }
 
-  /** Saves the policy, with its tokenizer, in Hugging Face layout. Default directory: `outputDir`. */
+  /**
+   * Saves the policy, with its tokenizer, in Hugging Face layout; of one with adapters these alone, in PEFT's. Default
+   * directory: `outputDir`.
+   */
   async saveModel(dir = this.args.outputDir): Promise<void> {
     const { model, tokenizer } = await this.#prepare();
     await model.save(dir, { dtype: model.dtype === 'float64' ? 'float64' : this.args.saveDtype });
@@ -289,12 +292,14 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   }
 
   /** What must be equal for a checkpoint to be continued to the same bits. */
-  #resumeKey({ fingerprint, referenceFingerprint, train }: Prepared, total: number): ResumeKey {
+  #resumeKey({ model, fingerprint, referenceFingerprint, train }: Prepared, total: number): ResumeKey {
     const { args } = this;
     return {
       // As far as it can be seen from outside.
       'the objective': createHash('sha256').update(sourceOf(this.#options.objective)).digest('hex').slice(0, 16),
       ...Object.fromEntries(RESUME_ARGS.map((name) => [name, args[name] ?? 'default'])),
+      ...{ loraR: model.lora?.r, loraAlpha: model.lora?.loraAlpha, loraDropout: model.lora?.loraDropout },
+      ...{ useRslora: model.lora?.useRslora, loraTargetModules: model.lora?.modules.join() },
       'the global batch': args.perDeviceTrainBatchSize * args.gradientAccumulationSteps,
       // After the settings that they follow from, so that an error names the cause.
       'the initial model': fingerprint,

@@ -58,12 +58,14 @@ Case swiglu(int64_t rows, int64_t width, Activation activation);
 Case logprob(int64_t rows, int64_t vocabulary, double scale, double cap);
 Case merge(int64_t rows, int64_t heads, int64_t headDim);
 Case embedding(int64_t rows, int64_t width, int64_t vocabulary);
+Case dropoutMask(int64_t rows, int64_t width, double p);
 Case adamw(int64_t n, int64_t step);
 Case norm(int64_t n);
 Case hash(int64_t bytes);
 
 // ---- model.cpp
 Case linearLayer(int64_t rows, int64_t in, int64_t out);
+Case loraLayer(int64_t rows, int64_t in, int64_t out, int64_t rank);
 // prompts[g]: tokens of prompt g; responses[g]: the lengths of its responses.
 Batch packed(const std::vector<int32_t>& prompts, const std::vector<std::vector<int32_t>>& responses);
 Case attention(const char* layout, const Batch& batch, int64_t heads, int64_t kvHeads, int64_t headDim,

@@ -313,6 +313,31 @@ Case merge(int64_t R, int64_t heads, int64_t d) {
   return c;
 }
 
+// The mask is told by dropping ones; how often it drops, and that rows and keys differ, is for the engine's tests.
+Case dropoutMask(int64_t T, int64_t H, double p) {
+  auto ids = randomIds(T, 1 << 30);
+  auto keys = [=] { return reinterpret_cast<const uint32_t*>(ids.data()); };
+  auto kept = at::ones({T, H}, at::kDouble);
+  dropout(kept, keys(), p, kept);
+  Case c{"dropout", text({T, H})};
+  c.inputs = {normal("x", {T, H}), normal("dy", {T, H})};
+  c.outputs = {"y", "dx"};
+  c.forward = c.backward = {2 * T * H, 0};
+  auto ours = [=](const at::Tensor& x) {
+    auto y = at::full_like(x, NAN);
+    return dropout(x, keys(), p, y), y;
+  };
+  auto plain = [=](const at::Tensor& x) { return x.to(statsOf(x)).mul(kept.to(statsOf(x))).to(x.scalar_type()); };
+  c.ours = {[=](Tensors& t) { t["y"] = ours(t["x"]); }, [=](Tensors& t) { t["dx"] = ours(t["dy"]); }};
+  c.plain = {[=](Tensors& t) { t["y"] = plain(t["x"]); }, [=](Tensors& t) { t["dx"] = plain(t["dy"]); }};
+  c.oracle = [=](Reals& v) {
+    auto &y = make(v, "y", T * H), &dx = make(v, "dx", T * H);
+    for (int64_t i = 0; i < T * H; ++i)
+      if (data<double>(kept)[i] > 0) y[i] = v["x"][i] / (1 - Real(p)), dx[i] = v["dy"][i] / (1 - Real(p));
+  };
+  return c;
+}
+
 Case embedding(int64_t T, int64_t H, int64_t V) {
   auto ids = randomIds(T, V);
   auto rows = indices(ids);

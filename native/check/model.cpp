@@ -6,6 +6,7 @@
 #include "model/attention.h"
 #include "model/decoder.h"
 #include "model/head.h"
+#include "model/lora.h"
 
 namespace wrpo::check {
 
@@ -75,6 +76,75 @@ Case linearLayer(int64_t T, int64_t in, int64_t out) {
           dw[o * in + i] += dy[t * out + o] * x[t * in + i];
         }
       }
+  };
+  return c;
+}
+
+// Adapters on one of two projections that are stored fused, so that rows of y and dy lie apart.
+Case loraLayer(int64_t T, int64_t in, int64_t out, int64_t r) {
+  constexpr double scale = 1.5;
+  struct Layer {
+    Weights weights;
+    Adapters adapters;
+    Workspace workspace;
+    Layer(const ModelConfig& config, Tensors& t, int64_t rank)
+        : weights(config, t["x"].scalar_type(), Weights::Use::Frozen),
+          adapters({rank, scale, 0, {"model.layers.0.mlp.up_proj"}}, weights) {
+      const auto& own = adapters.on(projection())[0];
+      own.a.copy_(t["a"]), own.b.copy_(t["b"]);
+    }
+    const at::Tensor& projection() const { return weights.view.layers[0].gateUp; }
+    at::Tensor gradient(size_t i) { return adapters.slice(adapters.grad(), adapters.parameters()[i]); }
+  };
+  ModelConfig config{1, in, 1, 1, 1, 2, out, 1, 1e-5, 1, true, {}};
+  Case c{"lora", text({T, in, out, r})};
+  c.gemms = true;
+  c.inputs = {normal("x", {T, in}),       normal("a", {r, in}, 0.3),    normal("b", {out, r}, 0.3),
+              normal("dy", {T, 2 * out}), normal("base", {T, 2 * out}), normal("dx", {T, in}),
+              wide("da", {r, in}),        wide("db", {out, r})};
+  c.outputs = {"y", "dx", "da", "db"};
+  c.forward = {T * in + 2 * T * out, 0};
+  c.backward = {3 * T * in + T * out, 0};
+  c.ours.forward = [=](Tensors& t) {
+    Layer layer(config, t, r);
+    t["y"] = t["base"].clone();
+    LoraPass(layer.adapters, layer.workspace).forward(t["y"], t["x"], layer.projection());
+  };
+  c.ours.backward = [=](Tensors& t) {
+    Layer layer(config, t, r);
+    LoraPass pass(layer.adapters, layer.workspace);
+    layer.gradient(0).copy_(t["da"]), layer.gradient(1).copy_(t["db"]);
+    pass.inputGradient(t["dx"], t["dy"], layer.projection());
+    pass.weightGradient(t["dy"], t["x"], layer.projection());
+    t["da"] = layer.gradient(0).clone(), t["db"] = layer.gradient(1).clone();
+  };
+  auto up = [=](const at::Tensor& fused) { return fused.narrow(1, out, out); };
+  c.plain.forward = [=](Tensors& t) {
+    t["y"] = t["base"].clone();
+    up(t["y"]).add_(at::mm(at::mm(t["x"], t["a"].t()), t["b"].t()) * scale);
+  };
+  c.plain.backward = [=](Tensors& t) {
+    auto dy = up(t["dy"]) * scale, dh = at::mm(dy, t["b"]);
+    t["dx"] = t["dx"] + at::mm(dh, t["a"]);
+    t["da"] = t["da"] + at::mm(dh.t(), t["x"]);
+    t["db"] = t["db"] + at::mm(dy.t(), at::mm(t["x"], t["a"].t()));
+  };
+  c.oracle = [=](Reals& v) {
+    auto &x = v["x"], &a = v["a"], &b = v["b"], &dy = v["dy"], &y = v["y"] = v["base"];
+    std::vector<Real> h(r), dh(r);
+    for (int64_t t = 0; t < T; ++t) {
+      const Real* d = &dy[t * 2 * out + out];
+      for (int64_t k = 0; k < r; ++k) h[k] = scale * dot(&x[t * in], &a[k * in], in), dh[k] = 0;
+      for (int64_t o = 0; o < out; ++o) {
+        y[t * 2 * out + out + o] += dot(h.data(), &b[o * r], r);
+        for (int64_t k = 0; k < r; ++k) dh[k] += scale * d[o] * b[o * r + k], v["db"][o * r + k] += d[o] * h[k];
+      }
+      for (int64_t k = 0; k < r; ++k)
+        for (int64_t i = 0; i < in; ++i) {
+          v["dx"][t * in + i] += dh[k] * a[k * in + i];
+          v["da"][k * in + i] += dh[k] * x[t * in + i];
+        }
+    }
   };
   return c;
 }

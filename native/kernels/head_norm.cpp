@@ -119,6 +119,7 @@ void headNormBackward(const at::Tensor& dy, const at::Tensor& x, const NormWeigh
         backward(data<T>(dy), dy.stride(0), data<T>(x), x.stride(0), data<T>(w.weight), S(w.plus), S(eps),
                  partial.data() + b * d, heads, d, b * block, std::min(rows, (b + 1) * block));
     });
+    if (!dw.defined()) return;
     std::vector<double> total(d, 0);
     for (int64_t b = 0; b < blocks; ++b)
       for (int64_t i = 0; i < d; ++i) total[i] += double(partial[b * d + i]);

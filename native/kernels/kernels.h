@@ -5,6 +5,7 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <functional>
 #include <vector>
 
@@ -23,14 +24,15 @@ struct NormWeight {
 // rstd [T] keeps 1/sqrt(...) in the compute type.
 void rmsNormForward(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& sum, const NormWeight& w,
                     double eps, const at::Tensor& y, const at::Tensor& rstd);
-// dx += the gradient through the norm; dw [H] += in the gradient type. `x` is the (summed) input of the forward.
+// dx += the gradient through the norm; dw [H] += in the gradient type, unless it is undefined: of a frozen norm. `x` is
+// the (summed) input of the forward.
 void rmsNormBackward(const at::Tensor& dy, const at::Tensor& x, const NormWeight& w, const at::Tensor& rstd,
                      const at::Tensor& dx, const at::Tensor& dw);
 
 // ---- head_norm.cpp: the same norm of each head of some rows, w [d]
 // x and y [T, heads * d], a range of columns of wider rows; y may be x.
 void headNormForward(const at::Tensor& x, const NormWeight& w, double eps, const at::Tensor& y);
-// dy is replaced by the gradient of x [T, heads * d]; dw [d] += in the gradient type.
+// dy is replaced by the gradient of x [T, heads * d]; dw [d] += in the gradient type, unless it is undefined.
 void headNormBackward(const at::Tensor& dy, const at::Tensor& x, const NormWeight& w, double eps, const at::Tensor& dw);
 
 // ---- rope.cpp: rotary embedding, half-split as in Hugging Face's rotate_half
@@ -75,7 +77,11 @@ void logprobBackward(const at::Tensor& z, const int32_t* targets, const at::Tens
 void mergeLse(const at::Tensor& out, const at::Tensor& lse, const at::Tensor& out2, const at::Tensor& lse2,
               int64_t heads);
 
-// ---- embedding.cpp: dWeight[id] += dx rows, in row order whatever the number of threads
+// ---- dropout.cpp: y[t, i] = x[t, i] / (1 - p), or 0 with probability p
+// keys [T], one a row, and i decide which; the same key, the same zeros. 0 <= p < 1; y may be x.
+void dropout(const at::Tensor& x, const uint32_t* keys, double p, const at::Tensor& y);
+
+// ---- embedding.cpp: dWeight[id] += dx rows, in row order whatever the number of threads; an undefined one is frozen
 void embeddingBackward(const at::Tensor& dx, const int32_t* ids, const at::Tensor& dWeight);
 
 // ---- adamw.cpp: one pass over flat buffers (torch.optim.AdamW's formulas)

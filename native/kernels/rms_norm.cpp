@@ -128,6 +128,7 @@ void rmsNormBackward(const at::Tensor& dy, const at::Tensor& x, const NormWeight
         backward(data<T>(dy), data<T>(x), data<T>(w.weight), S(w.plus), data<S>(rstd), data<T>(dx),
                  partial.data() + b * H, H, b * block, std::min(rows, (b + 1) * block));
     });
+    if (!dw.defined()) return;
     std::vector<double> total(H, 0);
     for (int64_t b = 0; b < blocks; ++b)
       for (int64_t i = 0; i < H; ++i) total[i] += double(partial[b * H + i]);

@@ -41,6 +41,7 @@ void linearInputGradient(const at::Tensor& dx, const at::Tensor& dy, const at::T
 }
 
 void linearWeightGradient(const at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x) {
+  if (!dw.defined()) return;
   if (useSgemm(dy))
     return sgemm(dy.size(1), x.size(1), dy.size(0), transposed(dy), plain(x), data<float>(dw), dw.stride(0), true);
   at::Tensor out = dw;
@@ -60,6 +61,20 @@ void linearWeightGradient(const at::Tensor& dw, const at::Tensor& dy, const at::
   }
 }
 
+void addLinear(const at::Tensor& y, const at::Tensor& x, const at::Tensor& w) {
+  if (useSgemm(x))
+    return sgemm(x.size(0), w.size(0), x.size(1), plain(x), transposed(w), data<float>(y), y.stride(0), true);
+  at::Tensor out = y;
+  at::addmm_out(out, y, x, w.t());
+}
+
+void addLinearInputGradient(const at::Tensor& dx, const at::Tensor& dy, const at::Tensor& w) {
+  if (useSgemm(dy))
+    return sgemm(dy.size(0), w.size(1), dy.size(1), plain(dy), plain(w), data<float>(dx), dx.stride(0), true);
+  at::Tensor out = dx;
+  at::addmm_out(out, dx, dy, w);
+}
+
 Decoder::Decoder(const ModelConfig& config, Weights& weights, Workspace& workspace)
     : config_(config), weights_(weights), workspace_(workspace), global_(config.rope) {
   if (config.localRope.dim > 0) local_.emplace(config.localRope);
@@ -77,7 +92,7 @@ void Decoder::finishQkv(int64_t layer, const at::Tensor& qkv, const at::Tensor& 
   rotary(layer).rotate(to, c.heads + c.kvHeads, c.headDim, 1);
 }
 
-at::Tensor Decoder::forward(const Batch& batch, bool keep) {
+at::Tensor Decoder::forward(const Batch& batch, const LoraPass& lora, bool keep) {
   const ModelConfig& c = config_;
   const int64_t T = batch.size(), H = c.hiddenSize, F = c.intermediateSize, P = batch.promptTokens();
   const auto dtype = weights_.dtype(), stats = computeType(dtype);
@@ -112,9 +127,11 @@ at::Tensor Decoder::forward(const Batch& batch, bool keep) {
   // y [T, H] = x w^T, through a norm of its own where branches have one; `raw` is what that normalises.
   auto project = [&](const at::Tensor& x, const at::Tensor& w, const at::Tensor& after, const at::Tensor& raw,
                      const at::Tensor& y, int64_t from) {
-    if (!c.branchNorms) return linear(rows(y, from), rows(x, from), w);
-    linear(rows(raw, from), rows(x, from), w);
-    rmsNormForward(rows(raw, from), none, none, norm(after), c.rmsNormEps, rows(y, from), rows(rstd, from));
+    auto to = rows(c.branchNorms ? raw : y, from);
+    linear(to, rows(x, from), w);
+    lora.forward(to, rows(x, from), w);
+    if (c.branchNorms)
+      rmsNormForward(to, none, none, norm(after), c.rmsNormEps, rows(y, from), rows(rstd, from));
   };
 
   auto ids = at::from_blob(const_cast<int32_t*>(batch.tokens.data()), {T}, at::kInt);
@@ -128,6 +145,7 @@ at::Tensor Decoder::forward(const Batch& batch, bool keep) {
     const at::Tensor& before = l == 0 ? s.x : saved_[keep ? l - 1 : 0].x2;
     rmsNormForward(before, pending, s.x, norm(w.inputNorm), c.rmsNormEps, normed, s.rstd1);
     linear(s.qkv, normed, w.qkv);
+    lora.forward(s.qkv, normed, w.qkv);
     if (c.qkvBias) s.qkv.add_(w.qkvBias);
     const at::Tensor& qkv = c.headNorm ? rotated : s.qkv;
     finishQkv(l, s.qkv, qkv);
@@ -136,6 +154,7 @@ at::Tensor Decoder::forward(const Batch& batch, bool keep) {
     rmsNormForward(rows(s.x, from), rows(branch, from), rows(s.x2, from), norm(w.mlpNorm), c.rmsNormEps,
                    rows(normed, from), rows(s.rstd2, from));
     linear(rows(s.gateUp, from), rows(normed, from), w.gateUp);
+    lora.forward(rows(s.gateUp, from), rows(normed, from), w.gateUp);
     swigluForward(c.activation, rows(s.gateUp, from), rows(h, from));
     project(h, w.down, w.mlpOutNorm, s.mlp, branch, from);
     pending = branch;
@@ -146,7 +165,7 @@ at::Tensor Decoder::forward(const Batch& batch, bool keep) {
   return hidden;
 }
 
-void Decoder::backward(const Batch& batch, const at::Tensor& dHidden) {
+void Decoder::backward(const Batch& batch, const LoraPass& lora, const at::Tensor& dHidden) {
   const ModelConfig& c = config_;
   const int64_t T = batch.size(), H = c.hiddenSize, F = c.intermediateSize, P = batch.promptTokens();
   const int64_t q = c.heads * c.headDim, k = c.kvHeads * c.headDim;
@@ -183,17 +202,23 @@ void Decoder::backward(const Batch& batch, const at::Tensor& dHidden) {
     // MLP: x' = x2 + down(swiglu(gateUp(norm(x2)))); gateUp is overwritten by its gradient.
     auto dMlp = throughNorm(s.mlp, w.mlpOutNorm, g.mlpOutNorm, from);
     linearInputGradient(live(dh), dMlp, w.down);
+    lora.inputGradient(live(dh), dMlp, w.down);
     swigluBackward(c.activation, live(dh), live(s.gateUp), live(h));
     linearWeightGradient(g.down, dMlp, live(h));
+    lora.weightGradient(dMlp, live(h), w.down);
     rmsNormForward(live(s.x2), none, none, norm(w.mlpNorm), c.rmsNormEps, live(normed), live(rstd));
     linearWeightGradient(g.gateUp, live(s.gateUp), live(normed));
+    lora.weightGradient(live(s.gateUp), live(normed), w.gateUp);
     linearInputGradient(live(dNormed), live(s.gateUp), w.gateUp);
+    lora.inputGradient(live(dNormed), live(s.gateUp), w.gateUp);
     rmsNormBackward(live(dNormed), live(s.x2), norm(w.mlpNorm), live(s.rstd2), live(dx), g.mlpNorm);
 
     // Attention: x2 = x + o(attention(rope(qkv(norm(x)))))
     auto dAttention = throughNorm(s.attention, w.attentionNorm, g.attentionNorm, from);
     linearInputGradient(live(dOut), dAttention, w.o);
+    lora.inputGradient(live(dOut), dAttention, w.o);
     linearWeightGradient(g.o, dAttention, live(s.out));
+    lora.weightGradient(dAttention, live(s.out), w.o);
     if (c.headNorm) finishQkv(l, s.qkv, rotated);
     attentionBackward(c, c.windows[l], batch, dOut, c.headNorm ? rotated : s.qkv, s.out, s.lse, dQkv, from == 0);
     rotary(l).rotate(dQkv, c.heads + c.kvHeads, c.headDim, -1);
@@ -201,10 +226,13 @@ void Decoder::backward(const Batch& batch, const at::Tensor& dHidden) {
       headNormBackward(dQkv.narrow(1, 0, q), s.qkv.narrow(1, 0, q), norm(w.qNorm), c.rmsNormEps, g.qNorm);
       headNormBackward(dQkv.narrow(1, q, k), s.qkv.narrow(1, q, k), norm(w.kNorm), c.rmsNormEps, g.kNorm);
     }
-    if (c.qkvBias) g.qkvBias.add_(dQkv.sum(0, false, stats));
+    if (g.qkvBias.defined()) g.qkvBias.add_(dQkv.sum(0, false, stats));
     rmsNormForward(s.x, none, none, norm(w.inputNorm), c.rmsNormEps, normed, rstd);
     linearWeightGradient(g.qkv, dQkv, normed);
+    lora.weightGradient(dQkv, normed, w.qkv);
+    if (l == 0 && !grads.embed.defined()) break;  // nothing below is trained
     linearInputGradient(dNormed, dQkv, w.qkv);
+    lora.inputGradient(dNormed, dQkv, w.qkv);
     rmsNormBackward(dNormed, s.x, norm(w.inputNorm), s.rstd1, dx, g.inputNorm);
   }
   if (c.embeddingScale != 1) dx.mul_(at::scalar_tensor(c.embeddingScale, dtype));

@@ -8,6 +8,7 @@
 #include "memory.h"
 #include "model/batch.h"
 #include "model/config.h"
+#include "model/lora.h"
 #include "model/rotary.h"
 #include "model/weights.h"
 
@@ -17,8 +18,11 @@ namespace wrpo {
 void linear(const at::Tensor& y, const at::Tensor& x, const at::Tensor& w);
 // dx [T, in] = dy [T, out] w [out, in]
 void linearInputGradient(const at::Tensor& dx, const at::Tensor& dy, const at::Tensor& w);
-// dw [out, in] += dy [T, out]^T x [T, in], accumulated in dw's own (float32) type
+// dw [out, in] += dy [T, out]^T x [T, in], accumulated in dw's own (float32) type; an undefined one is frozen
 void linearWeightGradient(const at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x);
+// The first two, added to what is there.
+void addLinear(const at::Tensor& y, const at::Tensor& x, const at::Tensor& w);
+void addLinearInputGradient(const at::Tensor& dx, const at::Tensor& dy, const at::Tensor& w);
 
 class Decoder {
  public:
@@ -26,9 +30,10 @@ class Decoder {
 
   // Final-norm hidden states of the response rows [R, H], valid until the workspace is reset. With `keep`, everything
   // backward() needs is kept in the workspace.
-  at::Tensor forward(const Batch& batch, bool keep);
-  // dHidden [R, H] of the last forward(batch, true): adds to the gradients of every parameter but the head's.
-  void backward(const Batch& batch, const at::Tensor& dHidden);
+  at::Tensor forward(const Batch& batch, const LoraPass& lora, bool keep);
+  // dHidden [R, H] of the last forward(batch, lora, true): adds to the gradients of every parameter that is trained,
+  // but for the head's.
+  void backward(const Batch& batch, const LoraPass& lora, const at::Tensor& dHidden);
 
  private:
   // Kept for backward, per layer. The norms' outputs, silu(gate) * up and everything else are cheaper to recompute.

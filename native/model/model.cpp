@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "kernels/dispatch.h"
+#include "kernels/kernels.h"
 
 namespace wrpo {
 namespace {
@@ -37,10 +38,10 @@ struct PredictedRows {
 
 }  // namespace
 
-Model::Model(const ModelConfig& config, at::ScalarType dtype, int64_t headChunkBytes)
+Model::Model(const ModelConfig& config, at::ScalarType dtype, Weights::Use use, int64_t headChunkBytes)
     : config_(config),
-      weights_(config, dtype),
-      decoder_(config, weights_, workspace_),
+      weights_(std::make_shared<Weights>(config, dtype, use)),
+      decoder_(config, *weights_, workspace_),
       head_(workspace_, headChunkBytes, config.finalSoftcap) {}
 
 void Model::requireLanguageHead() const {
@@ -49,14 +50,46 @@ void Model::requireLanguageHead() const {
          "this is a reward model, without a language-model head: it gives scores, not log-probs or a loss");
 }
 
-LogProbs Model::logProbs(const Batch& batch, bool perToken, bool argmax) {
+void Model::addAdapters(const LoraShape& shape, uint64_t seed) {
+  if (adapters_) fail("ERR_CONFIG", "the model has adapters already: merge them before others are added");
+  auto adapters = std::make_shared<Adapters>(shape, *weights_);
+  adapters->initialize(seed);
+  weights_->setUse(Weights::Use::Frozen);
+  adapters_ = std::move(adapters);
+}
+
+void Model::mergeAdapters() {
+  if (!adapters_) fail("ERR_CONFIG", "the model has no adapters to merge");
+  weights_->setUse(Weights::Use::Trained);
+  adapters_->mergeInto(*weights_);
+  adapters_.reset();
+}
+
+std::shared_ptr<Parameters> Model::trained() const {
+  if (adapters_) return adapters_;
+  return weights_;
+}
+
+uint64_t Model::fingerprint(bool withAdapters) const {
+  uint64_t hash = wrpo::fingerprint(weights_->master);
+  if (withAdapters && adapters_) hash = hash * 0x9e3779b97f4a7c15ull + wrpo::fingerprint(adapters_->master);
+  return hash;
+}
+
+LoraPass Model::pass(const Batch& batch, const AdapterUse& use) {
+  if (!adapters_ || !use.enabled) return {};
+  if (!use.dropout) return {*adapters_, workspace_};
+  return {*adapters_, workspace_, batch, *use.dropout};
+}
+
+LogProbs Model::logProbs(const Batch& batch, const AdapterUse& use, bool perToken, bool argmax) {
   requireLanguageHead();
   batch.validate(config_.vocabSize);
   workspace_.reset();
   PredictedRows rows(batch);
-  auto hidden = decoder_.forward(batch, false);
+  auto hidden = decoder_.forward(batch, pass(batch, use), false);
   if (!rows.all) hidden = hidden.index_select(0, rows.index());
-  auto output = head_.logProbs(hidden, weights_.view.head, rows.targets, argmax);
+  auto output = head_.logProbs(hidden, weights_->view.head, rows.targets, argmax);
   auto logp = output.logp.to(at::kDouble);
   const double* p = data<double>(logp);
   LogProbs result;
@@ -71,7 +104,8 @@ LogProbs Model::logProbs(const Batch& batch, bool perToken, bool argmax) {
   return result;
 }
 
-Accumulated Model::accumulate(const Batch& batch, const Objective& objective, double normalizer) {
+Accumulated Model::accumulate(const Batch& batch, const AdapterUse& use, const Objective& objective,
+                              double normalizer) {
   requireLanguageHead();
   batch.validate(config_.vocabSize);
   if (batch.contestGroups.empty())
@@ -90,7 +124,8 @@ Accumulated Model::accumulate(const Batch& batch, const Objective& objective, do
   std::vector<int64_t> unitOffsets;
   for (int32_t k : batch.groupOffsets) unitOffsets.push_back(rows.responseOffsets[k]);
 
-  auto hidden = decoder_.forward(batch, true);
+  auto lora = pass(batch, use);
+  auto hidden = decoder_.forward(batch, lora, true);
   auto dHidden = workspace_.take(hidden.sizes(), hidden.scalar_type());
   auto predicted = rows.all ? hidden : hidden.index_select(0, rows.index());
   auto dPredicted = rows.all ? dHidden : at::empty_like(predicted);
@@ -113,8 +148,8 @@ Accumulated Model::accumulate(const Batch& batch, const Objective& objective, do
         for (int64_t r = rows.responseOffsets[k]; r < rows.responseOffsets[k + 1]; ++r) d[r] = S(gradient[k]);
     });
   };
-  const auto& grads = weights_.gradView();
-  head_.forwardBackward(predicted, weights_.view.head, rows.targets, unitOffsets, dLossDLogp, dPredicted, grads.head);
+  const auto& grads = weights_->gradView();
+  head_.forwardBackward(predicted, weights_->view.head, rows.targets, unitOffsets, dLossDLogp, dPredicted, grads.head);
 
   for (size_t q = 0; q < result.losses.size(); ++q)
     result.loss += batch.contestWeights[q] * result.losses[q] / normalizer;
@@ -124,7 +159,7 @@ Accumulated Model::accumulate(const Batch& batch, const Objective& objective, do
     dHidden.zero_();
     dHidden.index_copy_(0, rows.index(), dPredicted);
   }
-  decoder_.backward(batch, dHidden);
+  decoder_.backward(batch, lora, dHidden);
   return result;
 }
 
@@ -138,11 +173,11 @@ Scores Model::score(const Batch& batch) {
     if (lasts[k] < gates[k]) fail("ERR_DATA", "conversation " + std::to_string(k) + " of the batch has no token");
   }
   workspace_.reset();
-  auto hidden = decoder_.forward(batch, false);
+  auto hidden = decoder_.forward(batch, pass(batch, {}), false);
   auto rows = [&](std::vector<int64_t>& index) {
     return hidden.index_select(0, at::from_blob(index.data(), {int64_t(index.size())}, at::kLong)).to(at::kDouble);
   };
-  return rewardHead(config_.reward, weights_, rows(gates), rows(lasts));
+  return rewardHead(config_.reward, *weights_, rows(gates), rows(lasts));
 }
 
 }  // namespace wrpo

@@ -1,10 +1,13 @@
 // A model and what a training step asks of it. Used from the engine thread only.
 #pragma once
+#include <atomic>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "model/decoder.h"
 #include "model/head.h"
+#include "model/lora.h"
 #include "model/reward.h"
 #include "train/objective.h"
 
@@ -24,23 +27,43 @@ struct Accumulated {
   std::vector<double> losses, margins;  // per contest
 };
 
+// Whether adapters take part, where there are any, and the masks they then drop inputs by; none: nothing is dropped.
+struct AdapterUse {
+  bool enabled = true;
+  std::optional<DropoutDraw> dropout;
+};
+
 class Model {
  public:
-  Model(const ModelConfig& config, at::ScalarType dtype, int64_t headChunkBytes);
+  Model(const ModelConfig& config, at::ScalarType dtype, Weights::Use use, int64_t headChunkBytes);
 
-  LogProbs logProbs(const Batch& batch, bool perToken, bool argmax);
-  // Adds the gradient of the batch's objective to weights().grad().
-  Accumulated accumulate(const Batch& batch, const Objective& objective, double normalizer);
+  LogProbs logProbs(const Batch& batch, const AdapterUse& use, bool perToken, bool argmax);
+  // Adds the gradient of the batch's objective to trained()->grad().
+  Accumulated accumulate(const Batch& batch, const AdapterUse& use, const Objective& objective, double normalizer);
   // Of a reward model: every response of the batch begins at the token whose state gates and ends in the last token.
   Scores score(const Batch& batch);
 
-  Weights& weights() { return weights_; }
+  // Freezes the weights and trains fresh adapters beside them.
+  void addAdapters(const LoraShape& shape, uint64_t seed);
+  // Adds the adapters to the weights, which are trained again, and drops them.
+  void mergeAdapters();
+  // Set on the JavaScript thread while either waits or runs: until then nobody may look at the parts of the model.
+  std::atomic<bool> changing = false;
+
+  Weights& weights() { return *weights_; }
+  Adapters* adapters() { return adapters_.get(); }
+  // The adapters where there are any, or else the weights.
+  std::shared_ptr<Parameters> trained() const;
+  // A hash of the masters, the adapters' included or not.
+  uint64_t fingerprint(bool withAdapters) const;
   const ModelConfig& config() const { return config_; }
 
  private:
   void requireLanguageHead() const;
+  LoraPass pass(const Batch& batch, const AdapterUse& use);
   const ModelConfig config_;
-  Weights weights_;
+  std::shared_ptr<Weights> weights_;
+  std::shared_ptr<Adapters> adapters_;
   Workspace workspace_;
   Decoder decoder_;
   Head head_;

@@ -6,16 +6,10 @@
 #include "kernels/dispatch.h"
 
 namespace wrpo {
-namespace {
 
-// Every fused tensor starts on a cache line of float32.
-int64_t align(int64_t offset) { return (offset + 15) / 16 * 16; }
-
-}  // namespace
-
-Weights::Weights(const ModelConfig& c, at::ScalarType dtype) : config_(c) {
+Weights::Weights(const ModelConfig& c, at::ScalarType dtype, Use use) : config_(c), use_(use) {
   auto add = [&](const std::string& name, std::vector<int64_t> shape, bool fusedWithPrevious = false) {
-    if (!fusedWithPrevious) size_ = align(size_);
+    if (!fusedWithPrevious) size_ = alignParameter(size_);
     bool decay = shape.size() > 1;
     parameters_.push_back({name, shape, size_, decay});
     int64_t count = 1;
@@ -71,16 +65,10 @@ Weights::Weights(const ModelConfig& c, at::ScalarType dtype) : config_(c) {
   } else if (!c.tieWordEmbeddings) {
     add("lm_head.weight", {c.vocabSize, H});
   }
-  size_ = align(size_);
-  master = at::zeros({size_}, computeType(dtype));
-  work = dtype == at::kBFloat16 ? at::zeros({size_}, dtype) : master;
+  size_ = alignParameter(size_);
+  work = at::zeros({size_}, dtype);
+  master = use == Use::Frozen || dtype == computeType(dtype) ? work : at::zeros({size_}, computeType(dtype));
   view = viewsOf(work);
-}
-
-at::Tensor Weights::slice(const at::Tensor& flat, const Parameter& p) const {
-  int64_t count = 1;
-  for (int64_t s : p.shape) count *= s;
-  return flat.narrow(0, p.offset, count).view(p.shape);
 }
 
 WeightViews Weights::viewsOf(const at::Tensor& flat) const {
@@ -117,17 +105,20 @@ WeightViews Weights::viewsOf(const at::Tensor& flat) const {
   return views;
 }
 
-const at::Tensor& Weights::grad() {
-  if (!grad_.defined()) {
-    grad_ = at::zeros({size_}, master.scalar_type());
-    gradView_ = viewsOf(grad_);
+const WeightViews& Weights::gradView() {
+  if (gradView_.layers.empty()) {
+    if (use_ == Use::Trained) gradView_ = viewsOf(grad());
+    else gradView_.layers.resize(config_.layers);
   }
-  return grad_;
+  return gradView_;
 }
 
-const WeightViews& Weights::gradView() {
-  grad();
-  return gradView_;
+void Weights::setUse(Use use) {
+  use_ = use;
+  grad_ = at::Tensor();
+  gradView_ = {};
+  auto wide = computeType(dtype());
+  master = use == Use::Frozen || dtype() == wide ? work : work.to(wide);
 }
 
 void Weights::initialize(uint64_t seed) {
@@ -138,10 +129,6 @@ void Weights::initialize(uint64_t seed) {
     else w.fill_(p.name.ends_with(".bias") ? 0 : 1 - config_.normPlus);
   }
   syncWork();
-}
-
-void Weights::syncWork() {
-  if (work.data_ptr() != master.data_ptr()) work.copy_(master);
 }
 
 }  // namespace wrpo

@@ -10,9 +10,9 @@
 
 namespace wrpo {
 
-AdamW::AdamW(Weights& weights, const AdamWOptions& o) : options(o), weights_(weights) {
-  m = at::zeros_like(weights.master);
-  v = at::zeros_like(weights.master);
+AdamW::AdamW(std::shared_ptr<Parameters> trained, const AdamWOptions& o) : options(o), trained_(std::move(trained)) {
+  m = at::zeros_like(trained_->master);
+  v = at::zeros_like(trained_->master);
 }
 
 double AdamW::learningRateAt(const AdamWOptions& o, int64_t step) {
@@ -25,7 +25,7 @@ double AdamW::learningRateAt(const AdamWOptions& o, int64_t step) {
 }
 
 AdamW::Step AdamW::step() {
-  const at::Tensor& grad = weights_.grad();
+  const at::Tensor& grad = trained_->grad();
   double norm = gradientNorm(grad);
   if (!std::isfinite(norm)) fail("ERR_NON_FINITE", "the gradient norm is " + std::to_string(norm));
   double scale = options.maxGradNorm > 0 ? std::min(1.0, options.maxGradNorm / (norm + 1e-6)) : 1.0;
@@ -33,7 +33,7 @@ AdamW::Step AdamW::step() {
   AdamWStep update{learningRate, options.beta1, options.beta2, options.eps, options.weightDecay, scale, ++completed};
 
   // Runs of neighbouring parameters with the same decay, each in one pass.
-  const auto& all = weights_.parameters();
+  const auto& all = trained_->parameters();
   for (size_t i = 0; i < all.size();) {
     size_t j = i + 1;
     while (j < all.size() && (options.weightDecay == 0 || all[j].decay == all[i].decay)) ++j;
@@ -41,7 +41,7 @@ AdamW::Step AdamW::step() {
     AdamWStep run = update;
     if (!all[i].decay) run.weightDecay = 0;
     auto part = [&](const at::Tensor& t) { return t.narrow(0, begin, end - begin); };
-    adamwUpdate(part(weights_.master), part(weights_.work), part(grad), part(m), part(v), run);
+    adamwUpdate(part(trained_->master), part(trained_->work), part(grad), part(m), part(v), run);
     i = j;
   }
   return {norm, learningRate};

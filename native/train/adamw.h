@@ -1,10 +1,12 @@
-// AdamW over a model's flat buffers, with the learning-rate schedule and clipping of the Hugging Face Trainer.
+// AdamW over the flat buffers of what is trained, with the learning-rate schedule and clipping of the Hugging Face
+// Trainer.
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <memory>
 #include <string>
 
-#include "model/weights.h"
+#include "model/parameters.h"
 
 namespace wrpo {
 
@@ -16,7 +18,7 @@ struct AdamWOptions {
 
 class AdamW {
  public:
-  AdamW(Weights& weights, const AdamWOptions& options);
+  AdamW(std::shared_ptr<Parameters> trained, const AdamWOptions& options);
 
   // The learning rate of the update that follows `step` completed ones: rising linearly from 0 over the warm-up (which
   // "constant" has not), then the schedule (transformers' get_cosine_schedule_with_warmup and its siblings).
@@ -32,10 +34,10 @@ class AdamW {
   int64_t completed = 0;  // updates so far
   at::Tensor m, v;        // first and second moments, flat like the masters
   const AdamWOptions options;
-  Weights& weights() { return weights_; }
+  const std::shared_ptr<Parameters>& trained() const { return trained_; }
 
  private:
-  Weights& weights_;
+  std::shared_ptr<Parameters> trained_;
 };
 
 }  // namespace wrpo
