@@ -7,6 +7,7 @@
 #include <napi.h>
 
 #include "handles.h"
+#include "kernels/gemm.h"
 #include "io/tensor_file.h"
 #include "memory.h"
 #include "model/head.h"
@@ -28,6 +29,7 @@ Napi::Value info(const Napi::CallbackInfo& call) {
   auto o = Napi::Object::New(env);
   o.Set("torchVersion", WRPO_TORCH_VERSION);
   o.Set("cpuCapability", at::get_cpu_capability());
+  o.Set("bfloat16", hasBfloat16());
   o.Set("threads", at::get_num_threads());
   auto devices = Napi::Array::New(env);
   devices.Set(uint32_t(0), "cpu");

@@ -176,6 +176,14 @@ describe('run files and options', () => {
     expect(metricsOf(out)).toHaveLength(1);
   });
 
+  it('says which chosen response a loss of pairs takes of a quadruple', async () => {
+    const said = async (changes: object) =>
+      (await succeed(train({ output_dir: path(`pairs-${++files}`), ...changes }))).stderr;
+    expect(await said({ loss_type: 'sigmoid' })).toContain('loss_type sigmoid takes target_chosen of rows');
+    expect(await said({ loss_type: 'ipo', chosen: 'source' })).toContain('loss_type ipo takes source_chosen of rows');
+    expect(await said({ loss_type: 'wrpo' })).not.toContain('takes');
+  });
+
   it('talks on stderr alone: the log lines, and what was done', async () => {
     const { stdout, stderr } = await succeed(train({ output_dir: path('talk') }));
     expect(stdout).toBe('');
@@ -307,10 +315,17 @@ describe('logprobs', () => {
       expectClose(parse(readFileSync(output, 'utf8')), exact, digits);
       expect(leftovers(path())).toEqual([]);
     }
+    const auto = path('auto.jsonl');
+    const { stderr } = await succeed([
+      ...['logprobs', '--model', POLICY, '--data', mixed, '--dtype', 'auto', '--output', auto],
+    ]);
+    const chosen = /^dtype: auto chose (bfloat16|float32)/m.exec(stderr)![1]!;
+    expect(chosen).toBe(readFileSync('/proc/cpuinfo', 'utf8').includes('avx512_bf16') ? 'bfloat16' : 'float32');
+    expectClose(parse(readFileSync(auto, 'utf8')), exact, 1);
     const [high, low] = ['float64', 'bfloat16'].map((dtype) => readFileSync(path(`${dtype}.jsonl`), 'utf8'));
     expect(high).not.toBe(low);
     expect(await fail(['logprobs', '--model', POLICY, '--data', mixed, '--dtype', 'float8'], 1)).toMatch(
-      /--dtype "float8": expected float32, float64 or bfloat16/,
+      /--dtype "float8": expected float32, float64, bfloat16 or auto/,
     );
   });
 

@@ -5,6 +5,7 @@ import { locate, sourceOf, tokenizerOf } from '../train/prepare.js';
 import { examine } from './data-report.js';
 import { print } from './data-view.js';
 import { parseOverrides, readRun } from './run-file.js';
+import { say } from './say.js';
 import { writeOut } from './stdout.js';
 
 /** Short names of a run's keys, and what is shown. */
@@ -17,8 +18,6 @@ export interface CheckOptions {
   row: number;
   json?: boolean;
 }
-
-const say = (line: string) => process.stderr.write(`${line}\n`);
 
 /**
  * Prints what it finds; returns whether every row can be used, and something is left to train on. `rest` is what else

@@ -7,13 +7,13 @@ import { type EncodedRow, encodeRows } from '../text/encode.js';
 import { locate, sourceOf, tokenizerOf } from '../train/prepare.js';
 import { logProbsOf } from '../train/reference.js';
 import { readDtype } from './dtype.js';
+import { say } from './say.js';
 import { openSink } from './stdout.js';
 
 const MICROBATCH_TOKENS = 2048;
 
 // Rows per call of the tokenizer and, where they have the same responses, of the packer.
 const SLICE = 256;
-const say = (line: string) => process.stderr.write(`${line}\n`);
 
 export async function logprobs(options: {
   model: string;

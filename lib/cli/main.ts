@@ -43,7 +43,7 @@ program
   .requiredOption('--data <file>', 'rows: JSONL, Parquet, a directory, or a hub id')
   .option('--split <name>', 'of data that have splits (default: "train")')
   .option('--revision <name>', 'of a data set on the hub: a branch, a tag or a commit')
-  .option('--dtype <dtype>', 'float32, bfloat16 or float64', 'float32')
+  .option('--dtype <dtype>', 'float32, bfloat16, float64 or auto', 'float32')
   .option('--output <file>', 'where to write; default: standard output')
   .action(async (options) => {
     const { logprobs } = await import('./logprobs.js');
@@ -82,7 +82,7 @@ program
     '--data <file>',
     'rows {prompt, responses: […]}, {prompt, response} or preferences: JSONL, Parquet, a directory, or a hub id',
   )
-  .option('--dtype <dtype>', 'float32, bfloat16 or float64', 'float32')
+  .option('--dtype <dtype>', 'float32, bfloat16, float64 or auto', 'float32')
   .option('--output <file>', 'where to write; default: standard output')
   .option('--rewards', 'the reward and the gate of each objective as well')
   .allowUnknownOption()

@@ -4,8 +4,7 @@ import { isAdapter } from '../model/lora.js';
 import { Model } from '../model/model.js';
 import { locate, sourceOf, tokenizerOf } from '../train/prepare.js';
 import { readDtype } from './dtype.js';
-
-const say = (line: string) => process.stderr.write(`${line}\n`);
+import { say } from './say.js';
 
 export async function merge(options: { model: string; base?: string; output: string; dtype: string }): Promise<void> {
   const dtype = readDtype(options.dtype);

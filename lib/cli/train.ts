@@ -9,13 +9,12 @@ import { fittingLoss } from '../train/objective.js';
 import { trainSplit } from '../train/prepare.js';
 import { Trainer } from '../train/trainer.js';
 import { parseOverrides, readRun } from './run-file.js';
+import { say } from './say.js';
 
 interface Options {
   config: string;
   resumeFromCheckpoint?: string | true;
 }
-
-const say = (line: string) => process.stderr.write(`${line}\n`);
 
 export async function train(command: 'train' | 'sft', options: Options, rest: string[]): Promise<void> {
   const input = await readInput(command, options.config, rest);

@@ -21,6 +21,7 @@ import {
 } from '../native/addon.js';
 import { loadNative } from '../native/load.js';
 import { fileTensors, longestShared, type ModelConfig, parseModelConfig, readModelConfig } from './config.js';
+import { autoDtype } from './dtype.js';
 import { FAMILIES, type FileTensor } from './families.js';
 import {
   ADAPTER_CONFIG,
@@ -49,9 +50,9 @@ import {
 export interface ModelOptions {
   /**
    * What the engine computes in. `bfloat16` keeps float32 master weights beside the working copy; `float64` is for tests.
-   * Default `float32`.
+   * `auto` is bfloat16 where the processor multiplies it, else float32. Default `float32`.
    */
-  dtype?: ComputeDtype;
+  dtype?: ComputeDtype | 'auto';
   /** Only `cpu` in this version. */
   device?: 'cpu';
   /** Upper bound, in bytes, of the logits the head holds at once. Default 256 MiB. */
@@ -147,8 +148,9 @@ export class Model {
     const { dtype = 'float32', device = 'cpu', headChunkBytes = DEFAULT_HEAD_CHUNK_BYTES } = options;
     if (device !== 'cpu') throw new WrpoError('ERR_DEVICE', `device "${device}": this version computes on "cpu" only`);
     const addon = loadNative();
-    const handle = callNative(() => new addon.Model(config, { dtype, headChunkBytes, frozen }));
-    return new Model(addon, handle, config, dtype, directory, base);
+    const chosen = dtype === 'auto' ? autoDtype().dtype : dtype;
+    const handle = callNative(() => new addon.Model(config, { dtype: chosen, headChunkBytes, frozen }));
+    return new Model(addon, handle, config, chosen, directory, base);
   }
 
   /**

@@ -227,6 +227,8 @@ interface HeadArguments {
 export interface NativeInfo {
   torchVersion: string;
   cpuCapability: string;
+  /** Whether the processor multiplies bfloat16 (avx512_bf16). */
+  bfloat16: boolean;
   threads: number;
   devices: string[];
 }

@@ -155,7 +155,7 @@ function buildSchema({ z }: typeof import('zod')) {
      */
     packing: z.boolean().default(false),
     packingStrategy: z.enum(['bfd', 'wrapped']).default('bfd'),
-    dtype: z.enum(['float32', 'bfloat16', 'float64']).default('float32'),
+    dtype: z.enum(['float32', 'bfloat16', 'float64', 'auto']).default('float32'),
     shuffle: z.boolean().default(true),
     seed: z.number().int().default(42),
 

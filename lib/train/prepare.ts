@@ -11,6 +11,7 @@ import {
 } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
 import { readModelConfig } from '../model/config.js';
+import { autoDtype } from '../model/dtype.js';
 import { baseOf, isAdapter, type LoraOptions } from '../model/lora.js';
 import { Model } from '../model/model.js';
 import type { AdapterUse } from '../native/addon.js';
@@ -123,6 +124,7 @@ export async function prepare(
           split: args.datasetTestSplit ?? 'test',
         });
   const model = await open(located, args, say, loraOf(args, options.model));
+  if (args.dtype === 'auto' && located !== model) say(`dtype: ${autoDtype().because}`);
   const resident = usesReference && reference !== undefined;
   const refModel = resident ? await open(await find(reference), args, say) : undefined;
   const fingerprint = await model.fingerprint();
@@ -270,11 +272,21 @@ export async function tokenizerOf(
 async function* readRows(
   source: string | readonly unknown[],
   name: string,
-  { lossType }: TrainingArgs,
-  options: ReadOptions,
+  { lossType, chosen }: TrainingArgs,
+  { say, ...options }: ReadOptions & { say: (line: string) => void },
 ): AsyncGenerator<PreferenceRow> {
-  const rows = typeof source === 'string' ? readPreferences(source, options) : objects(source, name);
-  for await (const row of rows) yield rowFor(lossType, row);
+  // A loss of pairs leaves one of the two chosen responses of a quadruple out.
+  const [used, other] = chosen === 'target' ? ['target_chosen', 'source'] : ['source_chosen', 'target'];
+  const words = `loss_type ${lossType} takes ${used} of rows that have both chosen responses (chosen: ${other} the other)`;
+  let choice = usesField(lossType, 'chosen') ? words : undefined;
+  const rows = typeof source === 'string' ? readPreferences(source, { ...options, say }) : objects(source, name);
+  for await (const row of rows) {
+    if (choice && 'source_chosen' in row.responses && 'target_chosen' in row.responses) {
+      say(choice);
+      choice = undefined;
+    }
+    yield rowFor(lossType, row);
+  }
 }
 
 /** A row as a loss takes it: fine-tuning has the best response of a row as its completion. */

@@ -3,7 +3,7 @@ import { type PackedBatch, packRows, splitMicrobatches, withContests } from '../
 import type { Role } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
 import type { Model } from '../model/model.js';
-import type { AdapterUse } from '../native/addon.js';
+import type { AdapterUse, ComputeDtype } from '../native/addon.js';
 import type { EncodedRow } from '../text/encode.js';
 import type { TrainingArgs } from './args.js';
 import { countResponseTokens, countTokens, type Example, logProbsOfRow } from './metrics.js';
@@ -47,7 +47,7 @@ export async function accumulateBatch(
     const done = await naming(accumulate(model, packed, reference, terms, { normalizer, dropout }), step, part);
     // Dropout moves what adapters compute, unless they are fresh and compute nothing.
     const moved = run.referenceUse.adapters && model.lora && model.lora.loraDropout > 0;
-    if (step === 0 && terms.reference && !run.refModel && !moved) checkStart(done, part, args);
+    if (step === 0 && terms.reference && !run.refModel && !moved) checkStart(done, part, model.dtype);
     examples.push(...done);
   }
   return { examples, tokens: tokensOf(countTokens) };
@@ -125,7 +125,7 @@ export async function naming<T>(promise: Promise<T>, step: number, rows: readonl
 }
 
 /** Before the first update the policy is its own reference: every log-ratio must be 0 to rounding, and the loss ln 2. */
-function checkStart(examples: Example[], rows: EncodedRow[], { dtype }: TrainingArgs): void {
+function checkStart(examples: Example[], rows: EncodedRow[], dtype: ComputeDtype): void {
   const tolerance = dtype === 'bfloat16' ? 2e-2 : 1e-4;
   for (const [i, { policy, reference }] of examples.entries()) {
     for (const [role, value] of Object.entries(policy) as [Role, number][]) {

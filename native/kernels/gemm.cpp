@@ -16,6 +16,14 @@
 
 namespace wrpo {
 
+bool hasBfloat16() {
+#if defined(__x86_64__) && !defined(__clang__)
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 #ifdef WRPO_SGEMM
 namespace {
 

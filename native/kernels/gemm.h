@@ -13,6 +13,8 @@ struct Strided {
 
 // Whether this CPU is one on which sgemm is the faster.
 bool sgemmPays();
+// Whether this CPU multiplies bfloat16 (libtorch does, through oneDNN).
+bool hasBfloat16();
 
 // c [m, n] (rows ldc apart) = a [m, k] b [k, n], or c += with `add`. Every element is summed in the same order however
 // the work is split: any number of threads gives the same bits.
