@@ -285,14 +285,19 @@ Napi::Value ModelHandle::change(Napi::Env env, Body body) {
   m->changing = true;
   return engine(env).run(
       env, Value(),
-      [m, body = std::move(body)] {
-        struct Done {
-          std::atomic<bool>& changing;
-          ~Done() { changing = false; }
-        } done{m->changing};
-        return body(*m), 0;
+      [m, body = std::move(body)]() -> std::optional<Failure> {
+        try {
+          body(*m);
+        } catch (...) {
+          return currentFailure();
+        }
+        return std::nullopt;
       },
-      nothing);
+      [m](Napi::Env env, const std::optional<Failure>& failure) -> Napi::Value {
+        m->changing = false;
+        if (failure) throw toJsError(env, *failure);
+        return env.Undefined();
+      });
 }
 
 Napi::Value ModelHandle::addAdapters(const Napi::CallbackInfo& info) {

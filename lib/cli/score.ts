@@ -1,10 +1,9 @@
 /** `wrpo score`: one JSON line a row, with the reward of each of its answers. */
 import { readAnswers } from '../data/answers.js';
-import { readModelConfig } from '../model/config.js';
 import { Model } from '../model/model.js';
 import { requireRewardHead, type Score } from '../model/reward.js';
 import { encodeConversations, type RowConversations } from '../text/conversations.js';
-import { tokenizerOf } from '../train/prepare.js';
+import { sourceOf, tokenizerOf } from '../train/prepare.js';
 import { readDtype } from './dtype.js';
 import { newsOf } from './news.js';
 import { openSink } from './stdout.js';
@@ -20,15 +19,16 @@ export async function score(options: {
 }): Promise<void> {
   const dtype = readDtype(options.dtype);
   // What is wrong with the model's kind or with the first rows is told before the weights are read.
-  requireRewardHead(readModelConfig(options.model), options.model);
-  const tokenizer = await tokenizerOf({ directory: options.model });
+  const source = await sourceOf(options.model, {});
+  requireRewardHead(source.config, options.model);
+  const tokenizer = await tokenizerOf(source);
   const parts = batches(encodeConversations(readAnswers(options.data), tokenizer));
   let part = await parts.next();
   const sink = openSink(options.output);
   const news = newsOf('rows scored');
   let model: Model | undefined;
   try {
-    model = await Model.load(options.model, { dtype });
+    model = await Model.load(options.model, { dtype, baseModel: source.baseDirectory });
     for (; !part.done; part = await parts.next()) {
       const rows = part.value;
       const where = rows.flatMap(({ row }) => row.answers.map(({ key }) => `${row.where} ("${key}")`));

@@ -325,7 +325,7 @@ export class Model {
   }
 
   async #fillAdapters(stored: Map<string, StoredTensor>, directory: string): Promise<void> {
-    const how = { where: join(directory, ADAPTER_WEIGHTS), by: `${ADAPTER_CONFIG} and base` };
+    const how = { where: join(directory, ADAPTER_WEIGHTS), by: `${ADAPTER_CONFIG} with its base` };
     await lend(this.#adapterMasters(), (adapters) => loadTensors(this.addon, adapters.map(wholeTensor), stored, how));
     await this.syncWork();
   }

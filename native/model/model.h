@@ -1,6 +1,5 @@
 // A model and what a training step asks of it. Used from the engine thread only.
 #pragma once
-#include <atomic>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -47,8 +46,8 @@ class Model {
   void addAdapters(const LoraShape& shape, uint64_t seed);
   // Adds the adapters to the weights, which are trained again, and drops them.
   void mergeAdapters();
-  // Set on the JavaScript thread while either waits or runs: until then nobody may look at the parts of the model.
-  std::atomic<bool> changing = false;
+  // The JavaScript thread's: whether either waits or runs, when that thread must not look at the parts of the model.
+  bool changing = false;
 
   Weights& weights() { return *weights_; }
   Adapters* adapters() { return adapters_.get(); }
