@@ -13,6 +13,8 @@ export interface ModelConfig extends ModelShape {
   family: string;
   rewardHead?: RewardConfig;
   huggingFace: Record<string, unknown>;
+  /** Its keys whose values are floats even where they are whole, which transformers tells from integers and JSON does not. */
+  floatKeys: readonly string[];
 }
 
 /** A reward head, and the token ids whose last occurrence begins where a conversation is gated. */
@@ -38,7 +40,8 @@ export function readModelConfig(dir: string): ModelConfig {
   if (typeof json !== 'object' || json === null || Array.isArray(json)) {
     throw new WrpoError('ERR_MODEL', `${path} must hold a JSON object`);
   }
-  return parseModelConfig(json as Json, path);
+  const floats = text.matchAll(/"([^"\\]*)"\s*:\s*-?\d+\.0+(?![\deE])/g);
+  return { ...parseModelConfig(json as Json, path), floatKeys: [...new Set([...floats].map(([, key]) => key!))] };
 }
 
 /** The same from an object; `where` names it in errors. */
@@ -68,7 +71,18 @@ export function parseModelConfig(json: Json, where = 'config'): ModelConfig {
     ...traitsOf(family, config, { layers, hiddenSize, heads, kvHeads, headDim }),
     ...(isReward(json) && { rewardHead: rewardHeadOf(config) }),
     huggingFace: json,
+    floatKeys: ['attn_logit_softcapping', 'final_logit_softcapping'],
   };
+}
+
+/** The config.json of a model that is saved in `dtype`. */
+export function configText({ huggingFace, floatKeys, family }: ModelConfig, dtype: string): string {
+  const { torch_dtype: v4, dtype: v5, ...rest } = huggingFace;
+  const key = v4 !== undefined && v5 === undefined ? 'torch_dtype' : 'dtype';
+  const config = { architectures: [FAMILIES[family]!.architecture], ...rest, [key]: dtype };
+  return JSON.stringify(config, null, 2).replace(/"([^"\\]*)": (-?\d+)(?=,?$)/gm, (whole, name, value) =>
+    floatKeys.includes(name) ? `"${name}": ${value}.0` : whole,
+  );
 }
 
 /** The tensors of a model's checkpoint, made of its parameters. */

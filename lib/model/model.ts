@@ -20,7 +20,14 @@ import {
   type Tensor,
 } from '../native/addon.js';
 import { loadNative } from '../native/load.js';
-import { fileTensors, longestShared, type ModelConfig, parseModelConfig, readModelConfig } from './config.js';
+import {
+  configText,
+  fileTensors,
+  longestShared,
+  type ModelConfig,
+  parseModelConfig,
+  readModelConfig,
+} from './config.js';
 import { autoDtype } from './dtype.js';
 import { FAMILIES, type FileTensor } from './families.js';
 import {
@@ -257,16 +264,13 @@ export class Model {
       throw new WrpoError('ERR_CONFIG', `save: dtype "${dtype}"; expected ${DTYPES.join(', ')}`);
     }
     if (this.#lora) {
-      const texts = { [ADAPTER_CONFIG]: adapterConfigOf(this.#lora) };
+      const texts = { [ADAPTER_CONFIG]: JSON.stringify(adapterConfigOf(this.#lora), null, 2) };
       await lend(this.#adapterMasters(), (adapters) =>
         saveTogether(this.addon, directory, { [ADAPTER_WEIGHTS]: adapters.map(wholeTensor) }, dtype, texts),
       );
       return;
     }
-    const { torch_dtype: v4, dtype: v5, ...rest } = this.config.huggingFace;
-    const key = v4 !== undefined && v5 === undefined ? 'torch_dtype' : 'dtype';
-    const { architecture } = FAMILIES[this.config.family]!;
-    const config = { architectures: [architecture], ...rest, [key]: dtype };
+    const config = configText(this.config, dtype);
     await this.#withFileTensors((tensors) => saveModel(this.addon, directory, tensors, dtype, config, maxShardBytes));
   }
 

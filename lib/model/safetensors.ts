@@ -228,9 +228,9 @@ async function writeTemporary(native: NativeAddon, path: string, tensors: FileTe
   }
 }
 
-function writeTemporaryJson(path: string, json: unknown): void {
+function writeTemporaryText(path: string, text: string): void {
   try {
-    writeFileAtomic(temporaryOf(path), `${JSON.stringify(json, null, 2)}\n`);
+    writeFileAtomic(temporaryOf(path), `${text}\n`);
   } catch (cause) {
     throw temporaryError(path, cause);
   }
@@ -261,7 +261,7 @@ export async function saveModel(
   dir: string,
   tensors: FileTensor[],
   dtype: Dtype,
-  config: Record<string, unknown>,
+  config: string,
   maxShardBytes = 5e9,
 ): Promise<void> {
   const size = ({ shape }: FileTensor) => elements(shape) * DTYPES[tagOf(dtype)]!.bytes;
@@ -280,11 +280,11 @@ export async function saveModel(
     shards.length === 1 ? 'model.safetensors' : `model-${digits(i + 1)}-of-${digits(shards.length)}.safetensors`,
   );
   const index = 'model.safetensors.index.json';
-  const texts: Record<string, unknown> = { 'config.json': config };
+  const texts: Record<string, string> = { 'config.json': config };
   if (shards.length > 1) {
     const weightMap = Object.fromEntries(shards.flatMap((shard, i) => shard.map(({ name }) => [name, names[i]])));
     const total = tensors.reduce((sum, tensor) => sum + size(tensor), 0);
-    texts[index] = { metadata: { total_size: total }, weight_map: weightMap };
+    texts[index] = JSON.stringify({ metadata: { total_size: total }, weight_map: weightMap }, null, 2);
   }
   await saveTogether(native, dir, Object.fromEntries(names.map((name, i) => [name, shards[i]!])), dtype, texts);
   for (const name of readdirSync(dir)) {
@@ -294,13 +294,13 @@ export async function saveModel(
   syncDirectory(dir);
 }
 
-/** Writes files of tensors and of JSON into `dir`: none takes its name before all are on disk. */
+/** Writes files of tensors and of text into `dir`: none takes its name before all are on disk. */
 export async function saveTogether(
   native: NativeAddon,
   dir: string,
   files: Record<string, FileTensor[]>,
   dtype: Dtype,
-  texts: Record<string, unknown>,
+  texts: Record<string, string>,
 ): Promise<void> {
   const paths = [...Object.keys(files), ...Object.keys(texts)].map((name) => join(dir, name));
   try {
@@ -314,7 +314,7 @@ export async function saveTogether(
       writeTemporary(native, join(dir, name), tensors, dtype),
     );
     for (const result of await Promise.allSettled(writing)) if (result.status === 'rejected') throw result.reason;
-    for (const [name, json] of Object.entries(texts)) writeTemporaryJson(join(dir, name), json);
+    for (const [name, text] of Object.entries(texts)) writeTemporaryText(join(dir, name), text);
     for (const path of paths) renameSync(temporaryOf(path), path);
   } catch (cause) {
     for (const path of paths) rmSync(temporaryOf(path), { force: true });
