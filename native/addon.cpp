@@ -7,8 +7,8 @@
 #include <napi.h>
 
 #include "handles.h"
-#include "kernels/gemm.h"
 #include "io/tensor_file.h"
+#include "kernels/gemm.h"
 #include "memory.h"
 #include "model/head.h"
 #include "tensor.h"

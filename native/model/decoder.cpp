@@ -130,8 +130,7 @@ at::Tensor Decoder::forward(const Batch& batch, const LoraPass& lora, bool keep)
     auto to = rows(c.branchNorms ? raw : y, from);
     linear(to, rows(x, from), w);
     lora.forward(to, rows(x, from), w);
-    if (c.branchNorms)
-      rmsNormForward(to, none, none, norm(after), c.rmsNormEps, rows(y, from), rows(rstd, from));
+    if (c.branchNorms) rmsNormForward(to, none, none, norm(after), c.rmsNormEps, rows(y, from), rows(rstd, from));
   };
 
   auto ids = at::from_blob(const_cast<int32_t*>(batch.tokens.data()), {T}, at::kInt);

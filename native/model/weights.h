@@ -1,6 +1,6 @@
 // A model's weights in flat buffers (model/parameters.h). Projections that read the same input are stored fused;
-// parameters, under the names of Hugging Face's Llama and its descendants, are views into them, so nothing is ever copied
-// to look at, load or save one.
+// parameters, under the names of Hugging Face's Llama and its descendants, are views into them, so nothing is ever
+// copied to look at, load or save one.
 #pragma once
 #include <ATen/core/Tensor.h>
 
