@@ -19,6 +19,7 @@ import {
   copies,
   expectSentence,
   expectWithin,
+  FAMILY_CONFIGS,
   gradientsOf,
   lossOf,
   maxAbsDifference,
@@ -106,30 +107,6 @@ async function checkGradients(model: Model, problem: Problem, random: Random): P
 }
 
 type GradientCase = [name: string, config: object, (random: Random) => EncodedRow[], Objective, object?];
-
-// Every branch of the decoder; sequences here have 6 to 13 tokens.
-const gemma = {
-  hidden_activation: 'gelu_pytorch_tanh',
-  query_pre_attn_scalar: 5,
-  sliding_window: 4,
-};
-const FAMILY_CONFIGS = {
-  mistral: { model_type: 'mistral', sliding_window: 5 },
-  'a window of two': { model_type: 'mistral', sliding_window: 2 },
-  qwen2: { model_type: 'qwen2', use_sliding_window: true, sliding_window: 6, max_window_layers: 1 },
-  qwen3: { model_type: 'qwen3' },
-  phi3: { model_type: 'phi3', partial_rotary_factor: 0.67 },
-  gemma2: { ...gemma, model_type: 'gemma2', attn_logit_softcapping: 2, final_logit_softcapping: 3 },
-  'gemma2, untied': { ...gemma, model_type: 'gemma2', tie_word_embeddings: false, final_logit_softcapping: 3 },
-  gemma3: {
-    ...gemma,
-    model_type: 'gemma3_text',
-    sliding_window_pattern: 2,
-    rope_scaling: { type: 'linear', factor: 3 },
-  },
-  internlm2: { model_type: 'internlm2', rope_scaling: { type: 'dynamic', factor: 2 } },
-  yarn: { rope_scaling: { rope_type: 'yarn', factor: 4, original_max_position_embeddings: 8 } },
-};
 
 describe('backward is the derivative of forward (float64)', () => {
   const llama3 = {
