@@ -38,6 +38,7 @@ import {
   scratchDirectory,
   succeed,
   writeRows,
+  writeRunFile,
 } from './training.ts';
 
 const ARMORM = join(FIXTURES, 'armorm');
@@ -611,6 +612,11 @@ describe('text and the command', () => {
     expect(await score(failing)).toMatch(/one\.jsonl line 1 \("response"\): no gating position/);
     const pairs = writeRows(path('pairs.jsonl'), [{ prompt: [1], chosen: [2], rejected: [3] }]);
     expect(await fail(['logprobs', '--model', directory, '--data', pairs], 1)).toMatch(/reward model/);
+    const run = { model_name_or_path: directory, dataset_name: pairs, loss_type: 'dpo', output_dir: path('trained') };
+    const refused = await fail(['train', '--config', writeRunFile(path('trained.yaml'), run)], 1);
+    expect(refused).toMatch(/is a reward model, without a language-model head: it scores, and is not trained/);
+    const saved = join(FIXTURES, 'data', 'saved_pairs');
+    expect(await fail(['score', '--model', directory, '--data', saved, '--split', 'none'], 1)).toMatch(/"none"|none/);
   });
 
   it('doctor says what it is', async () => {

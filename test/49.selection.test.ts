@@ -492,7 +492,7 @@ describe('the commands', () => {
       1,
       /made with another temperature: 0\.8 then, 0\.5 now/,
     ],
-    ['score of nothing', ['score'], 2, /required option '--model <dir>' not specified \(or --config <file>\)/],
+    ['score of nothing', ['score'], 2, /required option '--model <name>' not specified \(or --config <file>\)/],
     [
       'score with an option too many',
       ['score', '--model', 'x', '--data', 'y', '--bogus'],

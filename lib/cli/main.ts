@@ -77,11 +77,13 @@ program
   .option('--dry-run', 'say how many requests and tokens, and about what time it would take')
   .option('--rate <count>', 'for the dry run: answers scored a second', count, 10)
   .option('--json', 'print one JSON object')
-  .option('--model <dir>', 'model directory in Hugging Face layout')
+  .option('--model <name>', 'reward model: a directory in Hugging Face layout, or a hub id')
   .option(
     '--data <file>',
     'rows {prompt, responses: […]}, {prompt, response} or preferences: JSONL, Parquet, a directory, or a hub id',
   )
+  .option('--split <name>', 'of data that have splits (default: "train")')
+  .option('--revision <name>', 'of a data set on the hub: a branch, a tag or a commit')
   .option('--dtype <dtype>', 'float32, bfloat16, float64 or auto', 'float32')
   .option('--output <file>', 'where to write; default: standard output')
   .option('--rewards', 'the reward and the gate of each objective as well')
@@ -89,12 +91,14 @@ program
   .allowExcessArguments()
   .action(async (options, command: Command) => {
     if (options.config !== undefined) {
-      const stray = ['model', 'data', 'output', 'rewards'].find((option) => options[option] !== undefined);
+      const stray = ['model', 'data', 'split', 'revision', 'output', 'rewards'].find(
+        (option) => options[option] !== undefined,
+      );
       if (stray !== undefined) command.error(`error: option '--${stray}' has no meaning with '--config'`);
       const { scoreStore } = await import('./score-store.js');
       return scoreStore(options, command.args);
     }
-    const missing = ['model <dir>', 'data <file>'].find((option) => options[option.split(' ')[0]!] === undefined);
+    const missing = ['model <name>', 'data <file>'].find((option) => options[option.split(' ')[0]!] === undefined);
     if (missing !== undefined)
       command.error(`error: required option '--${missing}' not specified (or --config <file>)`);
     if (command.args.length > 0) command.error(`error: unknown option '${command.args[0]}'`);

@@ -3,9 +3,10 @@ import { readAnswers } from '../data/answers.js';
 import { Model } from '../model/model.js';
 import { requireRewardHead, type Score } from '../model/reward.js';
 import { encodeConversations, type RowConversations } from '../text/conversations.js';
-import { sourceOf, tokenizerOf } from '../train/prepare.js';
+import { locate, sourceOf, tokenizerOf } from '../train/prepare.js';
 import { readDtype } from './dtype.js';
 import { newsOf } from './news.js';
+import { say } from './say.js';
 import { openSink } from './stdout.js';
 
 const MICROBATCH_TOKENS = 2048;
@@ -13,22 +14,26 @@ const MICROBATCH_TOKENS = 2048;
 export async function score(options: {
   model: string;
   data: string;
+  split?: string;
+  revision?: string;
   dtype: string;
   output?: string;
   rewards?: boolean;
 }): Promise<void> {
   const dtype = readDtype(options.dtype);
   // What is wrong with the model's kind or with the first rows is told before the weights are read.
-  const source = await sourceOf(options.model, {});
+  const { split, revision } = options;
+  const directory = await locate(options.model, { say });
+  const source = await sourceOf(directory, { say });
   requireRewardHead(source.config, options.model);
   const tokenizer = await tokenizerOf(source);
-  const parts = batches(encodeConversations(readAnswers(options.data), tokenizer));
+  const parts = batches(encodeConversations(readAnswers(options.data, { split, revision, say }), tokenizer));
   let part = await parts.next();
   const sink = openSink(options.output);
   const news = newsOf('rows scored');
   let model: Model | undefined;
   try {
-    model = await Model.load(options.model, { dtype, baseModel: source.baseDirectory });
+    model = await Model.load(directory, { dtype, baseModel: source.baseDirectory });
     for (; !part.done; part = await parts.next()) {
       const rows = part.value;
       const where = rows.flatMap(({ row }) => row.answers.map(({ key }) => `${row.where} ("${key}")`));

@@ -94,6 +94,13 @@ export async function prepare(
     throw new WrpoError('ERR_CONFIG', `use_peft: ${what} has adapters already; leave use_peft out to train those`);
   }
   const source = typeof located === 'string' ? await sourceOf(located, { say }) : located;
+  if (source.config.rewardHead) {
+    const what = typeof located === 'string' ? located : 'the model';
+    throw new WrpoError(
+      'ERR_MODEL',
+      `${what} is a reward model, without a language-model head: it scores, and is not trained`,
+    );
+  }
   const { chatTemplate } = args;
   if (options.tokenizer && chatTemplate !== undefined) {
     const how = 'load it with that template: Tokenizer.load(dir, { chatTemplate })';
