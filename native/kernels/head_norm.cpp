@@ -10,16 +10,6 @@ namespace {
 using namespace simd;
 
 template <class T>
-WRPO_INLINE VectorOf<T> get(const T* p, int64_t count) {
-  return count == lanes<T> ? load<T>(p) : loadTail<T>(p, count, T(0));
-}
-template <class T>
-WRPO_INLINE void put(T* p, int64_t count, const VectorOf<T>& v) {
-  if (count == lanes<T>) store<T>(p, v);
-  else storeTail<T>(p, count, v);
-}
-
-template <class T>
 WRPO_INLINE ScalarOf<T> rstdOf(const T* x, int64_t d, ScalarOf<T> eps) {
   VectorOf<T> squares{};
   for (int64_t i = 0; i < d; i += lanes<T>) {

@@ -140,7 +140,7 @@ WRPO_INLINE F64 tanh(F64 x) {
   return result;
 }
 
-// Calls body(vector-of-lanes, index) over n elements; the last, partial block goes through a padded buffer.
+// The last, partial block of lanes, through a padded buffer.
 template <class T>
 WRPO_INLINE VectorOf<T> loadTail(const T* p, int64_t n, T fill) {
   T buffer[lanes<T>];
@@ -152,6 +152,17 @@ WRPO_INLINE void storeTail(T* p, int64_t n, const VectorOf<T>& v) {
   T buffer[lanes<T>];
   store<T>(buffer, v);
   for (int64_t i = 0; i < n; ++i) p[i] = buffer[i];
+}
+
+// `count` elements, at most the lanes; the others are zero.
+template <class T>
+WRPO_INLINE VectorOf<T> get(const T* p, int64_t count) {
+  return count == lanes<T> ? load<T>(p) : loadTail<T>(p, count, T(0));
+}
+template <class T>
+WRPO_INLINE void put(T* p, int64_t count, const VectorOf<T>& v) {
+  if (count == lanes<T>) store<T>(p, v);
+  else storeTail<T>(p, count, v);
 }
 
 }  // namespace wrpo::simd

@@ -10,16 +10,6 @@ namespace {
 
 using namespace simd;
 
-template <class T>
-WRPO_INLINE VectorOf<T> get(const T* p, int64_t count) {
-  return count == lanes<T> ? load<T>(p) : loadTail<T>(p, count, T(0));
-}
-template <class T>
-WRPO_INLINE void put(T* p, int64_t count, const VectorOf<T>& v) {
-  if (count == lanes<T>) store<T>(p, v);
-  else storeTail<T>(p, count, v);
-}
-
 // The activation and its derivative.
 template <class V>
 struct Pair {
