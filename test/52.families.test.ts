@@ -1,9 +1,9 @@
 /** What families differ in besides their arithmetic, which test/50 holds against transformers: files, windows, refusals. */
-import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { copyFileSync, cpSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { packRows } from '../lib/data/pack.ts';
-import { readModelConfig } from '../lib/model/config.ts';
+import { parseModelConfig, readModelConfig } from '../lib/model/config.ts';
 import { FAMILIES } from '../lib/model/families.ts';
 import { Model } from '../lib/model/model.ts';
 import type { ComputeDtype } from '../lib/native/addon.ts';
@@ -47,9 +47,51 @@ describe('a checkpoint is saved as it was loaded', () => {
     expect(numbers(saved!)).toEqual(numbers(old!));
   });
 
+  it('with what belongs to it: how to generate, and code that transformers lacks', async () => {
+    const [from, to] = [scratch('with-code'), scratch('with-code-saved')];
+    cpSync(policyOf('internlm2'), from, { recursive: true });
+    const config = { ...json(join(from, 'config.json')), auto_map: { AutoConfig: 'own_code.Config', Auto: ['a/b.C'] } };
+    writeFileSync(join(from, 'config.json'), JSON.stringify(config));
+    writeFileSync(join(from, 'own_code.py'), 'class Config: pass\n');
+    writeFileSync(join(from, 'generation_config.json'), '{"eos_token_id": [2, 7]}\n');
+    const model = await Model.load(from);
+    await model.save(to);
+    await model.close();
+    for (const name of ['own_code.py', 'generation_config.json']) {
+      expect(readFileSync(join(to, name), 'utf8')).toBe(readFileSync(join(from, name), 'utf8'));
+    }
+    expect(json(join(to, 'config.json')).auto_map).toEqual(config.auto_map);
+  });
+
   it('every family that is supported has a fixture', () => {
     const loaded = STORED.map((family) => readModelConfig(policyOf(family)).family);
     expect(new Set(loaded)).toEqual(new Set(Object.keys(FAMILIES)));
+  });
+});
+
+describe('what a config.json means by what it does not say, as in transformers', () => {
+  const parse = (family: string, changes: Record<string, unknown>) => {
+    const config = { ...json(join(policyOf(family), 'config.json')), ...changes };
+    return parseModelConfig(JSON.parse(JSON.stringify(config)));
+  };
+
+  it('Gemma 2 has caps and Mistral a window, unless they are null', () => {
+    const caps = { attn_logit_softcapping: undefined, final_logit_softcapping: undefined };
+    expect(parse('gemma2', caps)).toMatchObject({ attentionSoftcap: 50, finalSoftcap: 30 });
+    expect(parse('gemma2', { ...caps, final_logit_softcapping: null })).toMatchObject({ finalSoftcap: 0 });
+    expect([...parse('mistral', { sliding_window: undefined }).windows]).toEqual([4096, 4096]);
+    expect([...parse('mistral', { sliding_window: null }).windows]).toEqual([0, 0]);
+  });
+
+  it('a factor of longrope outweighs the ratio of the contexts', () => {
+    const factors = { short_factor: Array(8).fill(1), long_factor: Array(8).fill(2) };
+    const rope = { rope_type: 'longrope', ...factors, original_max_position_embeddings: 8 };
+    const of = (more: object) =>
+      parse('phi3_longrope', { max_position_embeddings: 64, rope_parameters: { ...rope, ...more } }).rope;
+    const attention = (factor: number) => Math.sqrt(1 + Math.log(factor) / Math.log(8));
+    expect(of({}).attentionFactor).toBeCloseTo(attention(8), 14);
+    expect(of({ factor: 3 }).attentionFactor).toBeCloseTo(attention(3), 14);
+    expect(of({ rope_type: 'yarn' }).type).toBe('longrope');
   });
 });
 

@@ -1,5 +1,5 @@
 /** Hugging Face `config.json` to what the engine needs, in the spellings of transformers 4 and 5. */
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { WrpoError } from '../errors.js';
 import type { ModelShape, NamedTensor, RewardShape } from '../native/addon.js';
@@ -73,6 +73,21 @@ export function parseModelConfig(json: Json, where = 'config'): ModelConfig {
     huggingFace: json,
     floatKeys: ['attn_logit_softcapping', 'final_logit_softcapping'],
   };
+}
+
+/**
+ * What belongs to a config.json beside it, by file name: how to generate, and the code that it names (`auto_map`), without
+ * which transformers cannot load a model whose class it does not have.
+ */
+export function companions({ huggingFace }: ModelConfig, directory: string | undefined): Record<string, string> {
+  if (directory === undefined) return {};
+  const { auto_map: classes } = huggingFace;
+  const modules = Object.values(classes ?? {})
+    .flat()
+    .map((name) => /^(\w+)\.\w+$/.exec(String(name))?.[1]);
+  const names = ['generation_config.json', ...modules.flatMap((module) => (module ? [`${module}.py`] : []))];
+  const there = names.filter((name) => existsSync(join(directory, name)));
+  return Object.fromEntries(there.map((name) => [name, readFileSync(join(directory, name), 'utf8').trimEnd()]));
 }
 
 /** The config.json of a model that is saved in `dtype`. */

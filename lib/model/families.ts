@@ -49,7 +49,7 @@ export const FAMILIES: Record<string, Family> = {
   mistral: {
     architecture: 'MistralForCausalLM',
     fixed: SILU,
-    traits: (config, { layers }) => ({ windows: inEveryLayer(config, layers) }),
+    traits: (config, { layers }) => ({ windows: inEveryLayer(config, layers, 4096) }),
   },
   // Qwen2, 2.5
   qwen2: {
@@ -65,13 +65,22 @@ export const FAMILIES: Record<string, Family> = {
   phi3: {
     architecture: 'Phi3ForCausalLM',
     fixed: { ...SILU, embd_pdrop: 0, resid_pdrop: 0 },
-    traits: (config, { layers }) => ({ fusedProjections: true, windows: inEveryLayer(config, layers) }),
+    traits: (config, { layers, headDim }) => ({
+      fusedProjections: true,
+      windows: inEveryLayer(config, layers, 0),
+      rope: readRope(config, headDim, { original: 4096 }),
+    }),
   },
   gemma2: {
     architecture: 'Gemma2ForCausalLM',
     fixed: { hidden_activation: 'gelu_pytorch_tanh', attention_bias: false, use_bidirectional_attention: false },
     defaults: { tied: true, headDim: 256 },
-    traits: (config, sizes) => ({ ...gemma(config, sizes), windows: alternating(config, sizes.layers, 2) }),
+    traits: (config, sizes) => ({
+      ...gemma(config, sizes),
+      attentionSoftcap: config.cap('attn_logit_softcapping', 50),
+      finalSoftcap: config.cap('final_logit_softcapping', 30),
+      windows: alternating(config, sizes.layers, 2),
+    }),
   },
   gemma3_text: {
     architecture: 'Gemma3ForCausalLM',
@@ -133,8 +142,11 @@ function windows(config: Reader, layers: number, sliding: (layer: number) => boo
   return Int32Array.from({ length: layers }, (_, layer) => (slides(layer) ? config.whole('sliding_window') : 0));
 }
 
-function inEveryLayer(config: Reader, layers: number): Int32Array {
-  return new Int32Array(layers).fill(config.json.sliding_window == null ? 0 : config.whole('sliding_window'));
+/** `fallback`: of a config.json that does not have the key. */
+function inEveryLayer(config: Reader, layers: number, fallback: number): Int32Array {
+  const { sliding_window: window } = config.json;
+  const size = window === undefined ? fallback : window === null ? 0 : config.whole('sliding_window');
+  return new Int32Array(layers).fill(size);
 }
 
 function fromOneLayerOn(config: Reader, layers: number): Int32Array {
@@ -169,7 +181,7 @@ function gemma3Ropes(config: Reader, headDim: number): Pick<Traits, 'rope' | 'lo
   const [global, local] = [1e6, 1e4];
   if (config.json.rope_parameters == null) {
     return {
-      rope: readRope(config, headDim, global),
+      rope: readRope(config, headDim, { theta: global }),
       localRope: {
         ...ropeOf(config, config.object('none'), headDim),
         theta: config.positive('rope_local_base_freq', local),
@@ -178,8 +190,8 @@ function gemma3Ropes(config: Reader, headDim: number): Pick<Traits, 'rope' | 'lo
   }
   const parameters = config.object('rope_parameters');
   return {
-    rope: ropeOf(config, parameters.object('full_attention'), headDim, global),
-    localRope: ropeOf(config, parameters.object('sliding_attention'), headDim, local),
+    rope: ropeOf(config, parameters.object('full_attention'), headDim, { theta: global }),
+    localRope: ropeOf(config, parameters.object('sliding_attention'), headDim, { theta: local }),
   };
 }
 

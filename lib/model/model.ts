@@ -21,6 +21,7 @@ import {
 } from '../native/addon.js';
 import { loadNative } from '../native/load.js';
 import {
+  companions,
   configText,
   fileTensors,
   longestShared,
@@ -155,6 +156,9 @@ export class Model {
     const { dtype = 'float32', device = 'cpu', headChunkBytes = DEFAULT_HEAD_CHUNK_BYTES } = options;
     if (device !== 'cpu') throw new WrpoError('ERR_DEVICE', `device "${device}": this version computes on "cpu" only`);
     const addon = loadNative();
+    if (dtype !== 'auto' && !DTYPES.includes(dtype)) {
+      throw new WrpoError('ERR_CONFIG', `dtype "${dtype}": expected ${DTYPES.join(', ')} or auto`);
+    }
     const chosen = dtype === 'auto' ? autoDtype().dtype : dtype;
     const handle = callNative(() => new addon.Model(config, { dtype: chosen, headChunkBytes, frozen }));
     return new Model(addon, handle, config, chosen, directory, base);
@@ -270,8 +274,8 @@ export class Model {
       );
       return;
     }
-    const config = configText(this.config, dtype);
-    await this.#withFileTensors((tensors) => saveModel(this.addon, directory, tensors, dtype, config, maxShardBytes));
+    const texts = { ...companions(this.config, this.baseDirectory), 'config.json': configText(this.config, dtype) };
+    await this.#withFileTensors((tensors) => saveModel(this.addon, directory, tensors, dtype, texts, maxShardBytes));
   }
 
   /** Bytes of tensors in this process. */

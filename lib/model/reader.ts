@@ -32,9 +32,10 @@ export class Reader {
     return this.fail(`"${key}" must be a positive number, found ${show(this.json[key])}`);
   }
 
-  /** A positive number, or null and absent for none: 0. */
-  cap(key: string): number {
-    return this.json[key] == null ? 0 : this.positive(key);
+  /** A positive number, or null for none: 0. */
+  cap(key: string, fallback = 0): number {
+    if (this.json[key] === undefined) return fallback;
+    return this.json[key] === null ? 0 : this.positive(key);
   }
 
   flag(key: string, fallback = false): boolean {

@@ -8,16 +8,24 @@ const TYPES = ['default', 'linear', 'llama3', 'yarn', 'dynamic', 'longrope'] as 
  * Where the rotation is described: transformers 5 gathers everything in `rope_parameters`, 4 has `rope_theta` beside
  * `rope_scaling` (null: none).
  */
-export function readRope(config: Reader, headDim: number, defaultTheta = 10000): RopeShape {
+export function readRope(config: Reader, headDim: number, defaults: RopeDefaults = {}): RopeShape {
   const rope = config.object(config.json.rope_parameters == null ? 'rope_scaling' : 'rope_parameters');
-  return ropeOf(config, rope, headDim, defaultTheta);
+  return ropeOf(config, rope, headDim, defaults);
+}
+
+/** What a family's configuration means when it does not say so. */
+interface RopeDefaults {
+  theta?: number;
+  /** The original context; otherwise `max_position_embeddings`. */
+  original?: number;
 }
 
 /** The rotation that `rope` describes; what it lacks is looked up in `config`. */
-export function ropeOf(config: Reader, rope: Reader, headDim: number, defaultTheta = 10000): RopeShape {
-  // The first releases of Phi-3 call it "su".
+export function ropeOf(config: Reader, rope: Reader, headDim: number, defaults: RopeDefaults = {}): RopeShape {
   const name = rope.json.rope_type ?? rope.json.type ?? 'default';
-  const type = TYPES.find((known) => known === (name === 'su' ? 'longrope' : name));
+  // Early files of Phi-3 call it "su" or "yarn".
+  const long = name === 'su' || (name === 'yarn' && rope.json.short_factor != null);
+  const type = TYPES.find((known) => known === (long ? 'longrope' : name));
   if (!type) {
     return rope.fail(`rope type ${show(name)} is not supported; supported: ${TYPES.map(show).join(', ')}`);
   }
@@ -27,14 +35,17 @@ export function ropeOf(config: Reader, rope: Reader, headDim: number, defaultThe
   if (part > 1 || dim < 2 || dim % 2 !== 0) {
     rope.fail(`"partial_rotary_factor" ${part} of a head of ${headDim} must rotate an even number of at least 2`);
   }
-  const theta = has('rope_theta').positive('rope_theta', defaultTheta);
+  const theta = has('rope_theta').positive('rope_theta', defaults.theta ?? 10000);
   const maxPositions = config.whole('max_position_embeddings', 2048);
   const shape: RopeShape = {
     ...{ type, dim, theta, factor: 1, attentionFactor: 1, originalMaxPosition: maxPositions },
     ...{ lowFrequencyFactor: 1, highFrequencyFactor: 4, rampLow: 0, rampHigh: 1 },
   };
   const original = () =>
-    has('original_max_position_embeddings').whole('original_max_position_embeddings', maxPositions);
+    has('original_max_position_embeddings').whole(
+      'original_max_position_embeddings',
+      defaults.original ?? maxPositions,
+    );
   switch (type) {
     case 'default':
       return shape;
@@ -85,8 +96,7 @@ function longrope(rope: Reader, dim: number, original: number, maxPositions: num
     const fits = Array.isArray(list) && list.length === dim / 2 && list.every((x) => typeof x === 'number' && x > 0);
     return fits ? Float64Array.from(list) : rope.fail(`"${key}" must be a list of ${dim / 2} positive numbers`);
   };
-  // A ratio that the configuration implies has precedence over one it states.
-  const factor = original === maxPositions ? rope.positive('factor', 1) : maxPositions / original;
+  const factor = rope.positive('factor', maxPositions / original);
   const derived = factor <= 1 ? 1 : Math.sqrt(1 + Math.log(factor) / Math.log(original));
   return {
     ...{ factor, originalMaxPosition: original, attentionFactor: rope.positive('attention_factor', derived) },

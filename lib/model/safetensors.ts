@@ -254,14 +254,14 @@ export async function saveTensorFile(
 
 /**
  * Writes a model as Hugging Face does: `model.safetensors`, or shards of at most `maxShardBytes` and an index; and
- * `config`, its config.json. Nothing of an earlier model in `dir` is touched before all the new files are on disk.
+ * `config`, the text of config.json and what goes with it, by file. Nothing of an earlier model in `dir` is touched before all the new files are on disk.
  */
 export async function saveModel(
   native: NativeAddon,
   dir: string,
   tensors: FileTensor[],
   dtype: Dtype,
-  config: string,
+  config: Record<string, string>,
   maxShardBytes = 5e9,
 ): Promise<void> {
   const size = ({ shape }: FileTensor) => elements(shape) * DTYPES[tagOf(dtype)]!.bytes;
@@ -280,7 +280,7 @@ export async function saveModel(
     shards.length === 1 ? 'model.safetensors' : `model-${digits(i + 1)}-of-${digits(shards.length)}.safetensors`,
   );
   const index = 'model.safetensors.index.json';
-  const texts: Record<string, string> = { 'config.json': config };
+  const texts = { ...config };
   if (shards.length > 1) {
     const weightMap = Object.fromEntries(shards.flatMap((shard, i) => shard.map(({ name }) => [name, names[i]])));
     const total = tensors.reduce((sum, tensor) => sum + size(tensor), 0);

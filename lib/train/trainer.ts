@@ -68,7 +68,7 @@ export interface TrainOptions {
 
 /** The arguments that change what a step computes. */
 const RESUME_ARGS = [
-  ...(['lossType', 'beta', 'alpha', 'isDynamic', 'labelSmoothing', 'dtype', 'shuffle', 'seed'] as const),
+  ...(['lossType', 'beta', 'alpha', 'isDynamic', 'labelSmoothing', 'shuffle', 'seed'] as const),
   ...(['chosen', 'simpoGamma', 'ipoNormalization', 'sftWeight'] as const),
   ...(['learningRate', 'lrSchedulerType', 'warmupRatio', 'warmupSteps', 'weightDecay', 'maxGradNorm'] as const),
   ...(['adamBeta1', 'adamBeta2', 'adamEpsilon', 'microbatchTokens', 'sharePrompt', 'templateMode'] as const),
@@ -298,6 +298,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
       // As far as it can be seen from outside.
       'the objective': createHash('sha256').update(sourceOf(this.#options.objective)).digest('hex').slice(0, 16),
       ...Object.fromEntries(RESUME_ARGS.map((name) => [name, args[name] ?? 'default'])),
+      dtype: model.dtype,
       ...{ loraR: model.lora?.r, loraAlpha: model.lora?.loraAlpha, loraDropout: model.lora?.loraDropout },
       ...{ useRslora: model.lora?.useRslora, loraTargetModules: model.lora?.modules.join() },
       'the global batch': args.perDeviceTrainBatchSize * args.gradientAccumulationSteps,
