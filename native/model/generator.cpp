@@ -15,6 +15,10 @@ namespace {
 
 // Rows of a step beside one a sequence: so many that products are fast, so few that a step is short.
 constexpr int64_t rowsPerStep = 256;
+// Rows of a batch that is filled up: a multiple of the rows that matrix products take together.
+constexpr int64_t tileRows = 16;
+
+int64_t wholeTiles(int64_t rows) { return rows == 1 ? 1 : (rows + tileRows - 1) / tileRows * tileRows; }
 
 void check(const GeneratorOptions& o) {
   auto require = [](bool good, const char* what) {
@@ -113,7 +117,7 @@ void Generator::step(Generated& out) {
   const auto parts = plan();
   const bool reads = parts.front().rows > 1;
   // Responses that stand for nothing fill a batch up to its shape.
-  const int64_t responses = anyShape_ || reads ? int64_t(parts.size()) : options_.maxSequences;
+  const int64_t responses = anyShape_ || reads ? int64_t(parts.size()) : wholeTiles(options_.maxSequences);
   Batch batch;
   batch.promptOffsets = batch.responseOffsets = batch.groupOffsets = {0};
   std::vector<KeyValueCache*> caches;

@@ -38,8 +38,9 @@ struct Generated {
 
 // A sample depends on its prompt, its seed and the options; not on what else is generated, nor on the order. In float32
 // where sgemm multiplies that holds to the bit by construction: nothing a row goes through looks at other rows. Other
-// matrix products sum by shape, so there every product that a sample goes through has a shape of its own: prompts are
-// read one at a time, and sequences are continued in batches of maxSequences rows, filled up where there are fewer.
+// matrix products sum by their shape, and at its edges in other orders than within. There every product that a sample
+// goes through has a shape of its own: prompts are read one at a time, and sequences are continued in batches of
+// maxSequences rows, rounded up to whole tiles and filled up where there are fewer.
 class Generator {
  public:
   // Throws ERR_CONFIG naming an option out of range, ERR_MODEL for a reward model.
