@@ -74,7 +74,14 @@ Generated Generator::advance(int64_t rows) {
   Generated out;
   while (out.rows < rows && !(running_.empty() && waiting_.empty())) {
     poll();
-    step(out);
+    try {
+      step(out);
+    } catch (...) {
+      // Caches may lack what they count by now.
+      running_.clear();
+      waiting_.clear();
+      throw;
+    }
   }
   return out;
 }

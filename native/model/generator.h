@@ -48,7 +48,7 @@ class Generator {
 
   // Throws ERR_DATA for a prompt that is empty or holds an id that the model does not have.
   void add(GenerationRequest request);
-  // Steps until about so many rows are computed, or nothing is left to do.
+  // Steps until about so many rows are computed, or nothing is left to do. After a failure no sample is left.
   Generated advance(int64_t rows);
   // Samples of these ids end without a further token.
   void cancel(const std::vector<int32_t>& ids);
