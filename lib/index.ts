@@ -6,11 +6,23 @@ export { loadPreferences, type Message, type PreferenceRow, type Role } from './
 export { WrpoError, type WrpoErrorCode } from './errors.js';
 export { endpointSampler } from './fuse/endpoint.js';
 export { judgeScorer } from './fuse/judge.js';
+export { type LocalOptions, localSampler } from './fuse/local.js';
 export { type Prompt, readPrompts } from './fuse/prompts.js';
 export { type Sampler, sampleModel } from './fuse/sample.js';
 export { functionScorer, type Scorer, scoreModel } from './fuse/score.js';
 export { Store } from './fuse/store.js';
 export type { ModelConfig } from './model/config.js';
+export type {
+  GeneratedSample,
+  GeneratedSamples,
+  GenerateOptions,
+  GenerationPrompt,
+  Generator,
+  GeneratorOptions,
+  SampleOptions,
+  SamplingOptions,
+  TokenNews,
+} from './model/generator.js';
 export { selectedLogProbs, selectedLogProbsBackward } from './model/head.js';
 export type { Lora, LoraOptions } from './model/lora.js';
 export { type LoadOptions, Model, type ModelOptions } from './model/model.js';
@@ -19,6 +31,7 @@ export type { AdapterUse, Batch, ContestForm, Dtype, LogProbs, NativeInfo } from
 export { info, Tensor } from './native/surface.js';
 export { encodeConversations, type RowConversations } from './text/conversations.js';
 export { type EncodedRow, encodeRows } from './text/encode.js';
+export { encodePrompt } from './text/prompt.js';
 export { Tokenizer } from './text/tokenizer.js';
 export { AdamW, type AdamWOptions } from './train/adamw.js';
 export type { TrainingArgs, TrainingArgsInput } from './train/args.js';

@@ -6,6 +6,7 @@
 #include <ATen/ops/zeros.h>
 #include <napi.h>
 
+#include "generator_handle.h"
 #include "handles.h"
 #include "io/tensor_file.h"
 #include "kernels/gemm.h"
@@ -181,6 +182,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   exports.Set("Tensor", e->tensor.Value());
   exports.Set("Model", e->model.Value());
   exports.Set("AdamW", e->adamw.Value());
+  exports.Set("Generator", GeneratorHandle::define(env));
   auto function = [&](const char* name, Napi::Value (*body)(const Napi::CallbackInfo&)) {
     exports.Set(name, Napi::Function::New(env, body, name));
   };

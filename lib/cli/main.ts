@@ -16,6 +16,14 @@ const count = (text: string): number => {
   throw new InvalidArgumentError('expected a positive whole number');
 };
 
+const amount = (text: string): number => {
+  const value = Number(text);
+  if (text.trim() !== '' && Number.isFinite(value)) return value;
+  throw new InvalidArgumentError('expected a number');
+};
+
+const several = (text: string, before: string[] = []): string[] => [...before, text];
+
 const KEYS_AS_OPTIONS = '\nAny key of the run file can be given as an option: --rank 2';
 
 for (const [name, description] of [
@@ -48,6 +56,46 @@ program
   .action(async (options) => {
     const { logprobs } = await import('./logprobs.js');
     await logprobs(options);
+  });
+
+/** Options of what draws tokens. */
+const drawing = (command: Command): Command =>
+  command
+    .requiredOption('--model <name>', 'model or adapter directory in Hugging Face layout, or a hub id')
+    .option('--temperature <number>', '0 takes the likeliest token', amount, 0.8)
+    .option('--top-p <number>', 'draw from the likeliest tokens that have this share together', amount, 0.95)
+    .option('--top-k <count>', 'draw from so many of the likeliest tokens; 0: from all', amount, 0)
+    .option('--min-p <number>', "draw from tokens of at least this share of the likeliest one's probability", amount, 0)
+    .option('--repetition-penalty <number>', 'against tokens that were there before', amount, 1)
+    .option('--seed <number>', 'another seed, other samples', amount, 42)
+    .option('--dtype <dtype>', 'float32, bfloat16, float64 or auto', 'float32');
+
+drawing(program.command('generate'))
+  .description('samples of prompts, one JSON line a prompt: {prompt_id, prompt, responses, finish_reasons, seeds}')
+  .requiredOption(
+    '--prompts <file>',
+    'rows {prompt}, of text, turns or token ids: JSONL, Parquet, a directory, or a hub id',
+  )
+  .option('--split <name>', 'of data that have splits (default: "train")')
+  .option('--revision <name>', 'of a data set on the hub: a branch, a tag or a commit')
+  .option('--n <count>', 'samples of each prompt', count, 1)
+  .option('--max-tokens <count>', 'the longest sample', amount, 512)
+  .option('--stop <text>', 'a text that ends a sample; may be given several times', several)
+  .option('--max-sequences <count>', 'sequences continued at a time: more take more memory and less time', count, 64)
+  .option('--logprobs', 'the log-prob of each token as well')
+  .option('--output <file>', 'where to write; default: standard output')
+  .action(async (options) => {
+    const { generate } = await import('./generate.js');
+    await generate(options);
+  });
+
+drawing(program.command('chat'))
+  .description('talk to a model, a line a turn; Ctrl-C ends an answer, Ctrl-D the conversation')
+  .option('--system <text>', 'a system turn before the first')
+  .option('--max-tokens <count>', 'the longest answer', amount, 1024)
+  .action(async (options) => {
+    const { chat } = await import('./chat.js');
+    await chat(options);
   });
 
 program

@@ -1,5 +1,5 @@
 /** `wrpo sample --dry-run`: what would be asked, and about what it takes. */
-import { type EndpointConfig, type FusionConfig, isImport } from '../fuse/config.js';
+import { type FusionConfig, isEndpoint, isImport } from '../fuse/config.js';
 import type { Prompt } from '../fuse/prompts.js';
 import { idsIn } from '../fuse/shard.js';
 import { pathOfSamples } from '../fuse/store.js';
@@ -42,7 +42,10 @@ export async function planSampling(
     const there = new Set(idsIn(pathOfSamples(config.outputDir, source.name)));
     const open = [...letters].filter(([id]) => !there.has(id) && (!isTarget || accept(id)));
     if (isImport(source)) return { ...NOTHING, model: source.name, prompts: open.length };
-    const { concurrency, samplesPerRequest, n = config.n, maxTokens = config.maxTokens } = source as EndpointConfig;
+    const { concurrency, n = config.n, maxTokens = config.maxTokens } = source;
+    // A model that is run here reads a prompt once for all samples of it.
+    const samplesPerRequest = isEndpoint(source) ? source.samplesPerRequest : n;
+    const sequences = isEndpoint(source) ? concurrency * samplesPerRequest : concurrency;
     const times = Math.ceil(n / samplesPerRequest);
     const answers = open.length * n;
     const tokens = {
@@ -52,7 +55,7 @@ export async function planSampling(
     return {
       ...{ model: source.name, prompts: open.length, requests: open.length * times, ...tokens },
       mostCompletionTokens: answers * maxTokens,
-      seconds: Math.ceil(tokens.completionTokens / (speed * Math.min(concurrency * samplesPerRequest, answers || 1))),
+      seconds: Math.ceil(tokens.completionTokens / (speed * Math.min(sequences, answers || 1))),
       dollars: dollarsOf(source, tokens),
     };
   };

@@ -1,12 +1,15 @@
 /** `wrpo sample`: the prompts of a fusion to its models. */
 import { WrpoError } from '../errors.js';
-import { type EndpointConfig, type FusionConfig, isImport, type SourceConfig } from '../fuse/config.js';
+import { type FusionConfig, type ImportConfig, isEndpoint, isImport, type SourceConfig } from '../fuse/config.js';
 import { endpointSampler } from '../fuse/endpoint.js';
 import { importSamples } from '../fuse/imports.js';
+import { localSampler } from '../fuse/local.js';
+import { Limit } from '../fuse/parallel.js';
 import { type Prompt, readPrompts } from '../fuse/prompts.js';
 import { type Sampler, type SampleTotals, sampleModel } from '../fuse/sample.js';
 import { splitPrompts } from '../fuse/split.js';
 import { Store } from '../fuse/store.js';
+import { locate } from '../train/prepare.js';
 import { type ChosenModel, chosenModels, type FusionOptions, interruptible, readFusion } from './fusion.js';
 import { newsOf } from './news.js';
 import { planSampling } from './sample-plan.js';
@@ -24,9 +27,13 @@ export async function sample(options: SampleCommand, rest: string[]): Promise<vo
   const news = newsOf('prompts answered');
   const prompts = promptsOf(config, news.say);
   if (options.dryRun) return planSampling(config, models, prompts, options);
-  // A key that is not set is told before anything is asked.
+  // A key that is not set, or a model that is not there, is told before anything is asked.
   const samplers = new Map<SourceConfig, Sampler>();
-  for (const { source } of models) if (!isImport(source)) samplers.set(source, samplerOf(source, config, news.say));
+  for (const { source } of models) {
+    if (!isImport(source)) samplers.set(source, await samplerOf(source, config, news.say));
+  }
+  // Models that are run here take turns: one of them in memory at a time.
+  const here = new Limit(1);
   const store = await Store.create(config.outputDir, prompts);
   const accept = learntFrom(store.order.ids, config);
   const run = ({ source, isTarget }: ChosenModel, signal: AbortSignal): Promise<SampleTotals> => {
@@ -34,19 +41,27 @@ export async function sample(options: SampleCommand, rest: string[]): Promise<vo
       const { import: file, ...rest } = source;
       return importSamples(store, { ...rest, source: file, signal, say: news.say });
     }
-    return sampleModel(store, samplers.get(source)!, {
-      ...{ n: source.n ?? config.n, seed: config.seed, retryFailed: options.retryFailed, signal },
-      ...(isTarget && { accept }),
-      onOpen: news.expect,
-      onPrompt: () => news.add(1),
-    });
+    const sampler = samplers.get(source)!;
+    const work = async () => {
+      try {
+        return await sampleModel(store, sampler, {
+          ...{ n: source.n ?? config.n, seed: config.seed, retryFailed: options.retryFailed, signal },
+          ...(isTarget && { accept }),
+          onOpen: news.expect,
+          onPrompt: () => news.add(1),
+        });
+      } finally {
+        await sampler.close?.();
+      }
+    };
+    return isEndpoint(source) ? work() : here.run(signal, work);
   };
   try {
     const report: (SampleTotals & { model: string; dollars?: number })[] = [];
     const reported = async (model: ChosenModel, signal: AbortSignal) => {
       const totals = await run(model, signal);
       const { source } = model;
-      report.push({ model: source.name, ...totals, ...(!isImport(source) && { dollars: dollarsOf(source, totals) }) });
+      report.push({ model: source.name, ...totals, dollars: dollarsOf(source, totals) });
       news.say(describe(report.at(-1)!));
     };
     await interruptible((signal) => runAll(models, signal, reported));
@@ -69,9 +84,15 @@ async function* promptsOf(config: FusionConfig, say: (line: string) => void): As
   else yield* Store.open(outputDir).prompts();
 }
 
-function samplerOf(source: EndpointConfig, config: FusionConfig, say: (line: string) => void): Sampler {
-  const { temperature, topP, maxTokens } = { ...config, ...source };
-  return endpointSampler({ ...source, temperature, topP, maxTokens, say });
+async function samplerOf(
+  source: Exclude<SourceConfig, ImportConfig>,
+  config: FusionConfig,
+  say: (line: string) => void,
+): Promise<Sampler> {
+  const { n, temperature, topP, maxTokens } = { ...config, ...source };
+  if (isEndpoint(source)) return endpointSampler({ ...source, temperature, topP, maxTokens, say });
+  const model = await locate(source.model, { say });
+  return localSampler({ ...source, model, n, temperature, topP, maxTokens, say });
 }
 
 /**
@@ -106,9 +127,10 @@ const isAbort = (error: unknown): boolean => (error as Error)?.name === 'AbortEr
 
 /** Dollars for what a model was asked and answered, where its prices are known. */
 export function dollarsOf(
-  { prices }: EndpointConfig,
+  source: SourceConfig,
   tokens: { promptTokens: number; completionTokens: number },
 ): number | undefined {
+  const prices = isEndpoint(source) ? source.prices : undefined;
   return prices && (tokens.promptTokens * prices.input + tokens.completionTokens * prices.output) / 1e6;
 }
 

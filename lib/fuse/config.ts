@@ -53,6 +53,19 @@ const endpoint = z.strictObject({
   prices: z.strictObject({ input: z.number().min(0), output: z.number().min(0) }).optional(),
 });
 
+const local = z.strictObject({
+  name,
+  /** A model directory, or a hub id. */
+  model: z.string(),
+  dtype: z.enum(['float32', 'bfloat16', 'float64']).default('float32'),
+  /** Sequences that are continued at a time. */
+  concurrency: count.default(64),
+  ...z.object(sampling).partial().shape,
+  topK: z.number().int().min(0).default(0),
+  minP: share.default(0),
+  repetitionPenalty: positive.default(1),
+});
+
 const paths = z.union([z.string(), z.array(z.string()).min(1)]);
 const imported = z.strictObject({
   name,
@@ -155,7 +168,8 @@ const schema = z.strictObject({
 
 export type EndpointConfig = output<typeof endpoint>;
 export type ImportConfig = output<typeof imported>;
-export type SourceConfig = EndpointConfig | ImportConfig;
+export type LocalConfig = output<typeof local>;
+export type SourceConfig = EndpointConfig | LocalConfig | ImportConfig;
 export type ScorerConfig = output<typeof scorer>;
 export type FusionConfig = Omit<output<typeof schema>, 'sources' | 'targets'> & {
   sources: SourceConfig[];
@@ -163,6 +177,7 @@ export type FusionConfig = Omit<output<typeof schema>, 'sources' | 'targets'> & 
 };
 
 export const isImport = (source: SourceConfig): source is ImportConfig => 'import' in source;
+export const isEndpoint = (source: SourceConfig): source is EndpointConfig => 'baseUrl' in source;
 
 /** Where something stands, for errors. */
 type Where = (...path: PropertyKey[]) => string;
@@ -178,7 +193,9 @@ export function resolveFusion(input: Record<string, unknown>, where: Where): Fus
       const isObject = typeof one === 'object' && one !== null;
       if (isObject && 'import' in one) return check(imported, one, where, [key, i]);
       if (isObject && 'baseUrl' in one) return check(endpoint, one, where, [key, i]);
-      const what = 'expected a model with base_url (an OpenAI-compatible server) or import (answers that are there)';
+      if (isObject && 'model' in one) return check(local, one, where, [key, i]);
+      const what =
+        'expected a model with base_url (an OpenAI-compatible server), model (a directory, to be run here) or import (answers that are there)';
       throw new WrpoError('ERR_CONFIG', `${where(key, i)}: ${key}: ${what}`);
     });
   const config = { ...rest, sources: models(sources, 'sources'), targets: models(targets, 'targets') };

@@ -37,7 +37,7 @@ export async function* readPrompts(source: string, options: ReadPromptsOptions =
   const onFault = (error: unknown): never => {
     throw error;
   };
-  for await (const { value, where } of readSource(source, { ...options, onFault }, columnsOf)) {
+  for await (const { value, where } of readSource(source, { ...options, onFault }, promptColumns)) {
     const { prompt: given, prompt_id: id } = (value ?? {}) as Record<string, unknown>;
     const messages = readPrompt(given, where);
     const hash = promptIdOf(messages);
@@ -72,7 +72,8 @@ export function readPrompt(value: unknown, where: string): Message[] {
   return messages;
 }
 
-function columnsOf(columns: readonly string[], file: string): readonly string[] {
+/** Of a table of prompts. Throws ERR_DATA when it is of something else. */
+export function promptColumns(columns: readonly string[], file: string): readonly string[] {
   if (columns.includes('prompt')) return columns.filter((name) => /^prompt(_id)?$/.test(name));
   throw fault(file, `no column "prompt"; its columns are ${columns.map((name) => `"${name}"`).join(', ')}`);
 }

@@ -36,6 +36,8 @@ export interface Sampler {
   readonly depends: Depends;
   /** Throws only when no prompt would be answered, or when aborted. */
   sample(request: SampleRequest, signal: AbortSignal): Promise<Answer>;
+  /** Lets go of what it holds. */
+  close?(): Promise<void>;
 }
 
 export interface SampleOptions {

@@ -32,6 +32,15 @@ import {
 import { autoDtype } from './dtype.js';
 import { FAMILIES, type FileTensor } from './families.js';
 import {
+  type GeneratedSamples,
+  type GenerateOptions,
+  type GenerationPrompt,
+  Generator,
+  type GeneratorOptions,
+  generateAll,
+  generatorShape,
+} from './generator.js';
+import {
   ADAPTER_CONFIG,
   ADAPTER_WEIGHTS,
   adapterConfigOf,
@@ -228,6 +237,29 @@ export class Model {
       scores.push(...scoresOf(await callNative(() => this.handle.score(batch)), names));
     }
     return scores;
+  }
+
+  /**
+   * A generator, which samples go through together; several prompts at a time, added at any moment. Close it when done.
+   * Throws ERR_CONFIG naming an option out of range, ERR_MODEL for a reward model.
+   */
+  generator(options: GeneratorOptions = {}): Generator {
+    const shape = generatorShape(options, this);
+    return new Generator(
+      callNative(() => new this.addon.Generator(this.handle, shape)),
+      options,
+    );
+  }
+
+  /**
+   * Samples of prompts, in the order of the prompts, which are read as they are needed. A sample depends on its prompt, its
+   * seed and the options alone. Throws as `generator` and `Generator.sample` do, and what aborted `signal`.
+   */
+  generate(
+    prompts: Iterable<GenerationPrompt> | AsyncIterable<GenerationPrompt>,
+    options: GenerateOptions = {},
+  ): AsyncGenerator<GeneratedSamples> {
+    return generateAll(this.generator(options), prompts, options);
   }
 
   /**

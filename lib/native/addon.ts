@@ -198,6 +198,41 @@ export interface NativeAdamW {
   close(): Promise<void>;
 }
 
+/** Options of native/model/generator.h. */
+export interface GeneratorShape {
+  temperature: number;
+  topP: number;
+  topK: number;
+  minP: number;
+  repetitionPenalty: number;
+  maxTokens: number;
+  stopIds: Int32Array;
+  logProbs: boolean;
+  maxSequences: number;
+}
+
+/** New tokens, in the order in which they came. */
+export interface GeneratedTokens {
+  /** Of which sample each is. */
+  ids: Int32Array;
+  tokens: Int32Array;
+  /** 0 where the sample goes on, 1 after a stop id, 2 at maxTokens. */
+  finishes: Uint8Array;
+  logProbs?: Float64Array;
+  /** That the model computed. */
+  rows: number;
+}
+
+export interface NativeGenerator {
+  /** Samples of one prompt, a seed each; the ids are the caller's. */
+  add(request: { prompt: Int32Array; ids: Int32Array; seeds: Float64Array }): Promise<void>;
+  /** Computes about so many rows; fewer when there is nothing left to do. */
+  advance(rows: number): Promise<GeneratedTokens>;
+  /** These samples get no further token. */
+  cancel(request: { ids: Int32Array }): Promise<void>;
+  close(): Promise<void>;
+}
+
 export interface AdamWShape {
   learningRate: number;
   beta1: number;
@@ -244,6 +279,7 @@ export interface NativeAddon {
     options: { dtype: ComputeDtype; headChunkBytes: number; frozen?: boolean },
   ) => NativeModel;
   AdamW: new (model: NativeModel, options: AdamWShape) => NativeAdamW;
+  Generator: new (model: NativeModel, options: GeneratorShape) => NativeGenerator;
   selectedLogProbs(options: HeadArguments): Promise<{ logps: Tensor; lse: Tensor }>;
   selectedLogProbsBackward(
     options: HeadArguments & { lse: Tensor; dLogps: Tensor },

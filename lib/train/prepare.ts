@@ -275,6 +275,13 @@ export async function tokenizerOf(
   return found === undefined ? undefined : Tokenizer.load(found, { chatTemplate });
 }
 
+/** The same, which there must be. Throws ERR_MODEL. */
+export async function requireTokenizer(source: { directory: string; baseDirectory?: string }): Promise<Tokenizer> {
+  const found = await tokenizerOf(source);
+  if (found) return found;
+  throw new WrpoError('ERR_MODEL', `${source.directory}: there is no tokenizer.json, which text needs`);
+}
+
 /** The rows of a file or of objects in memory. */
 async function* readRows(
   source: string | readonly unknown[],

@@ -14,6 +14,7 @@
 #include "kernels/gemm.h"
 #include "kernels/kernels.h"
 #include "kernels/simd.h"
+#include "kernels/softmax.h"
 
 namespace wrpo {
 namespace {
@@ -21,50 +22,6 @@ namespace {
 using namespace simd;
 
 constexpr int64_t blockRows = 48;  // query rows at a time: few, since a block computes half of its square in vain
-
-// The columns of the scores that row i of a block sees: [max(0, first + i), end + i).
-struct Visible {
-  int64_t first, end;
-
-  int64_t low(int64_t i) const { return std::max<int64_t>(0, first + i); }
-};
-
-// How scores become logits: scale * score, or, with a cap, cap * tanh(scale * score / cap).
-template <class T>
-struct Logits {
-  T scale, cap;
-};
-
-// scores [rows, ld] -> exp(logit - max), zero where row i sees nothing; sums and log-sum-exps.
-template <class T>
-WRPO_INLINE void softmax(T* scores, int64_t ld, int64_t rows, Visible visible, Logits<T> logits, T* sums, T* lse,
-                         int64_t lseStride) {
-  constexpr int64_t L = lanes<T>;
-  const T lowest = -std::numeric_limits<T>::infinity();
-  for (int64_t i = 0; i < rows; ++i) {
-    T *s = scores + i * ld, scale = logits.scale;
-    int64_t low = visible.low(i), end = visible.end + i, whole = (end + L - 1) / L * L;
-    if (logits.cap > 0) {
-      for (int64_t j = 0; j < whole; j += L) store<T>(s + j, tanh(load(s + j) * (scale / logits.cap)) * logits.cap);
-      scale = 1;
-    }
-    std::fill(s, s + low, lowest);
-    std::fill(s + end, s + whole, lowest);
-    auto high = splat<VectorOf<T>>(lowest);
-    for (int64_t j = 0; j < whole; j += L) high = max(high, load(s + j));
-    T top = high[0];
-    for (int j = 1; j < L; ++j) top = std::max(top, high[j]);
-    VectorOf<T> total{};
-    for (int64_t j = 0; j < whole; j += L) {
-      auto e = exp((load(s + j) - top) * scale);
-      store<T>(s + j, e);
-      total += e;
-    }
-    std::fill(s + whole, s + ld, T(0));
-    sums[i] = sum(total);
-    lse[i * lseStride] = top * scale + std::log(sums[i]);
-  }
-}
 
 // scores and dP [rows, ld] -> P = exp(logit - lse) and dLoss/dscores. The mean of dP under P is taken over the very
 // numbers it is subtracted from, so that a row of dLoss/dlogits sums to nothing: what all keys have in common (a key
@@ -112,10 +69,6 @@ WRPO_INLINE void divide(T* out, int64_t ld, int64_t rows, int64_t d, const T* su
 }
 
 #define WRPO_SOFTMAX(T)                                                                                               \
-  WRPO_CLONES void softmaxRows(T* scores, int64_t ld, int64_t rows, Visible visible, Logits<T> logits, T* sums,       \
-                               T* lse, int64_t lseStride) {                                                           \
-    softmax<T>(scores, ld, rows, visible, logits, sums, lse, lseStride);                                              \
-  }                                                                                                                   \
   WRPO_CLONES void softmaxRowsBackward(T* scores, T* dP, int64_t ld, int64_t rows, Visible visible, Logits<T> logits, \
                                        const T* lse, int64_t lseStride, T* slope) {                                   \
     softmaxBackward<T>(scores, dP, ld, rows, visible, logits, lse, lseStride, slope);                                 \

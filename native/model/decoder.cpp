@@ -14,6 +14,7 @@
 #include "kernels/gemm.h"
 #include "kernels/kernels.h"
 #include "model/attention.h"
+#include "model/cached_attention.h"
 
 namespace wrpo {
 
@@ -92,7 +93,24 @@ void Decoder::finishQkv(int64_t layer, const at::Tensor& qkv, const at::Tensor& 
   rotary(layer).rotate(to, c.heads + c.kvHeads, c.headDim, 1);
 }
 
+bool Decoder::rotatesAlike(int64_t length, int64_t other) const {
+  auto alike = [&](const Rotary& rotary) { return rotary.variantOf(length) == rotary.variantOf(other); };
+  return alike(global_) && (!local_ || alike(*local_));
+}
+
 at::Tensor Decoder::forward(const Batch& batch, const LoraPass& lora, bool keep) {
+  return forward(batch, lora, keep, [&](int64_t l, const auto& qkv, const auto& out, const auto& lse, bool queries) {
+    attentionForward(config_, config_.windows[l], batch, qkv, out, lse, queries);
+  });
+}
+
+at::Tensor Decoder::forward(const Batch& batch, const LoraPass& lora, std::span<KeyValueCache* const> caches) {
+  return forward(batch, lora, false, [&](int64_t l, const auto& qkv, const auto& out, const auto&, bool queries) {
+    cachedAttention(config_, l, batch, caches, qkv, out, queries);
+  });
+}
+
+at::Tensor Decoder::forward(const Batch& batch, const LoraPass& lora, bool keep, const Attend& attend) {
   const ModelConfig& c = config_;
   const int64_t T = batch.size(), H = c.hiddenSize, F = c.intermediateSize, P = batch.promptTokens();
   const auto dtype = weights_.dtype(), stats = computeType(dtype);
@@ -148,7 +166,7 @@ at::Tensor Decoder::forward(const Batch& batch, const LoraPass& lora, bool keep)
     if (c.qkvBias) s.qkv.add_(w.qkvBias);
     const at::Tensor& qkv = c.headNorm ? rotated : s.qkv;
     finishQkv(l, s.qkv, qkv);
-    attentionForward(c, c.windows[l], batch, qkv, s.out, s.lse, from == 0);
+    attend(l, qkv, s.out, s.lse, from == 0);
     project(s.out, w.o, w.attentionNorm, s.attention, branch, from);
     rmsNormForward(rows(s.x, from), rows(branch, from), rows(s.x2, from), norm(w.mlpNorm), c.rmsNormEps,
                    rows(normed, from), rows(s.rstd2, from));

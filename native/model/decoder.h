@@ -2,12 +2,15 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "memory.h"
 #include "model/batch.h"
 #include "model/config.h"
+#include "model/kv_cache.h"
 #include "model/lora.h"
 #include "model/rotary.h"
 #include "model/weights.h"
@@ -31,11 +34,21 @@ class Decoder {
   // Final-norm hidden states of the response rows [R, H], valid until the workspace is reset. With `keep`, everything
   // backward() needs is kept in the workspace.
   at::Tensor forward(const Batch& batch, const LoraPass& lora, bool keep);
+  // The same of rows that continue sequences (model/cached_attention.h); nothing is kept for backward().
+  at::Tensor forward(const Batch& batch, const LoraPass& lora, std::span<KeyValueCache* const> caches);
   // dHidden [R, H] of the last forward(batch, lora, true): adds to the gradients of every parameter that is trained,
   // but for the head's.
   void backward(const Batch& batch, const LoraPass& lora, const at::Tensor& dHidden);
 
+  // Whether sequences of these lengths rotate alike. Where they do not, the keys of the one are of no use to the other:
+  // not even unrotated, for those above the first layer are made of rotated ones below.
+  bool rotatesAlike(int64_t length, int64_t other) const;
+
  private:
+  // What attends, of layer l: qkv after the rotation, and whether the prompts' own rows are wanted.
+  using Attend = std::function<void(int64_t l, const at::Tensor& qkv, const at::Tensor& out, const at::Tensor& lse,
+                                    bool promptQueries)>;
+  at::Tensor forward(const Batch& batch, const LoraPass& lora, bool keep, const Attend& attend);
   // Kept for backward, per layer. The norms' outputs, silu(gate) * up and everything else are cheaper to recompute.
   struct Saved {
     at::Tensor x, rstd1;           // input of the layer [T, H] and its norm's statistics [T]

@@ -46,6 +46,13 @@ int64_t Head::chunkRows(const at::Tensor& weight) const {
   return std::max<int64_t>(1, chunkBytes_ / (weight.size(0) * weight.element_size()));
 }
 
+at::Tensor Head::logits(const at::Tensor& hidden, const at::Tensor& weight) {
+  auto logits = workspace_.take({hidden.size(0), weight.size(0)}, hidden.scalar_type());
+  linear(logits, hidden, weight);
+  if (softcap_ > 0) softcap(logits, softcap_);
+  return logits;
+}
+
 HeadOutput Head::logProbs(const at::Tensor& hidden, const at::Tensor& weight, const std::vector<int32_t>& targets,
                           bool argmax) {
   int64_t R = hidden.size(0), step = std::min(R, chunkRows(weight));

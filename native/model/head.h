@@ -21,6 +21,9 @@ class Head {
   Head(Workspace& workspace, int64_t chunkBytes, double softcap = 0)
       : workspace_(workspace), chunkBytes_(chunkBytes), softcap_(softcap) {}
 
+  // Logits [R, V] of hidden [R, H], weight [V, H], valid until the workspace is reset.
+  at::Tensor logits(const at::Tensor& hidden, const at::Tensor& weight);
+
   // hidden [R, H], weight [V, H], targets [R], every one in [0, V).
   HeadOutput logProbs(const at::Tensor& hidden, const at::Tensor& weight, const std::vector<int32_t>& targets,
                       bool argmax);

@@ -47,7 +47,7 @@ Model::Model(const ModelConfig& config, at::ScalarType dtype, Weights::Use use, 
 void Model::requireLanguageHead() const {
   if (config_.reward.objectives > 0)
     fail("ERR_MODEL",
-         "this is a reward model, without a language-model head: it gives scores, not log-probs or a loss");
+         "this is a reward model, without a language-model head: it gives scores, not log-probs, a loss or text");
 }
 
 void Model::addAdapters(const LoraShape& shape, uint64_t seed) {
@@ -102,6 +102,12 @@ LogProbs Model::logProbs(const Batch& batch, const AdapterUse& use, bool perToke
   if (perToken) result.perToken.assign(p, p + logp.numel());
   result.argmax = std::move(output.argmax);
   return result;
+}
+
+at::Tensor Model::nextLogits(const Batch& batch, std::span<KeyValueCache* const> caches) {
+  workspace_.reset();
+  auto hidden = decoder_.forward(batch, pass(batch, {}), caches);
+  return head_.logits(hidden, weights_->view.head);
 }
 
 Accumulated Model::accumulate(const Batch& batch, const AdapterUse& use, const Objective& objective,

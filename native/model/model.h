@@ -39,6 +39,13 @@ class Model {
   LogProbs logProbs(const Batch& batch, const AdapterUse& use, bool perToken, bool argmax);
   // Adds the gradient of the batch's objective to trained()->grad().
   Accumulated accumulate(const Batch& batch, const AdapterUse& use, const Objective& objective, double normalizer);
+  // Logits [responses, V] of the token after each response of a batch whose rows continue sequences
+  // (model/cached_attention.h), valid until the next call.
+  at::Tensor nextLogits(const Batch& batch, std::span<KeyValueCache* const> caches);
+  // Whether sequences of these lengths may use the same cache (model/decoder.h).
+  bool rotatesAlike(int64_t length, int64_t other) const { return decoder_.rotatesAlike(length, other); }
+  // Throws ERR_MODEL for a reward model.
+  void requireLanguageHead() const;
   // Of a reward model: every response of the batch begins at the token whose state gates and ends in the last token.
   Scores score(const Batch& batch);
 
@@ -58,7 +65,6 @@ class Model {
   const ModelConfig& config() const { return config_; }
 
  private:
-  void requireLanguageHead() const;
   LoraPass pass(const Batch& batch, const AdapterUse& use);
   const ModelConfig config_;
   std::shared_ptr<Weights> weights_;

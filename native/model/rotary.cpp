@@ -24,8 +24,8 @@ int32_t Rotary::partOf(int64_t variant) {
 
 void Rotary::prepare(const Batch& batch) {
   int64_t needed = 1 + *std::max_element(batch.positions.begin(), batch.positions.end());
-  // Any number of lengths may occur in a run: only those of one batch are kept beside the original frequencies.
-  if (needed > positions_ || parts_.size() > 1) {
+  // Any number of lengths may occur in a run: only one is kept beside the original frequencies.
+  if (needed > positions_ || parts_.size() > 2) {
     positions_ = std::max(positions_, (needed + 255) / 256 * 256);
     parts_.clear();
     table_ = at::Tensor();
@@ -43,7 +43,7 @@ void Rotary::prepare(const Batch& batch) {
     for (int32_t k = batch.groupOffsets[g]; k < batch.groupOffsets[g + 1]; ++k) {
       int64_t first = batch.responseOffsets[k], last = batch.responseOffsets[k + 1];
       // The last token is only predicted, unless the batch is one to be scored.
-      int64_t length = prompt + last - first + (last > first && batch.targets[last - 1] >= 0);
+      int64_t length = last == first ? prompt : batch.positions[P + last - 1] + 1 + (batch.targets[last - 1] >= 0);
       int32_t part = partOf(variantOf(length));
       turn(P + first, P + last, part);
       if (prompt > 0 && k > batch.groupOffsets[g] && part != ofPrompt)

@@ -15,15 +15,15 @@ class Rotary {
   explicit Rotary(const RopeSettings& settings) : settings_(settings) {}
 
   // For every rotate() until the next call. Where frequencies depend on a sequence's length (dynamic, longrope) it is
-  // that of each response with its prompt. Throws ERR_DATA when responses that share their prompt's keys would rotate
-  // them differently.
+  // that of each response with all before it, by the position of its last row. Throws ERR_DATA when responses that
+  // share their prompt's keys would rotate them differently.
   void prepare(const Batch& batch);
   // The first `heads` heads of the rows of x [T, ld], in place; sign -1 is backward.
   void rotate(const at::Tensor& x, int64_t heads, int64_t headDim, int sign) const;
-
- private:
   // Frequencies by what decides them: 0, or the length of a sequence that is longer than the original context.
   int64_t variantOf(int64_t length) const;
+
+ private:
   // The first row of a variant's part of the table.
   int32_t partOf(int64_t variant);
 
