@@ -2,7 +2,7 @@
 import { readFileSync } from 'node:fs';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { afterEach, describe, expect, it } from 'vitest';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import type { WrpoError } from '../lib/errors.ts';
 import { type EndpointOptions, endpointSampler, foldSystem } from '../lib/fuse/endpoint.ts';
 import { type Prompt, promptIdOf, readPrompts } from '../lib/fuse/prompts.ts';
@@ -19,6 +19,21 @@ import {
   scratchDirectory,
   writeRows,
 } from './training.ts';
+
+// Counted here: a server hears only later of a request that was given up.
+const requests = vi.hoisted(() => ({ running: 0, peak: 0 }));
+vi.mock('../lib/data/http.ts', async (original) => {
+  const { patientFetch } = await original<typeof import('../lib/data/http.ts')>();
+  return {
+    async patientFetch(seconds: number): Promise<typeof fetch> {
+      const ask = await patientFetch(seconds);
+      return (...args) => {
+        requests.peak = Math.max(requests.peak, ++requests.running);
+        return ask(...args).finally(() => requests.running--);
+      };
+    },
+  };
+});
 
 const path = scratchDirectory('sampling');
 const servers: FakeServer[] = [];
@@ -174,23 +189,11 @@ describe('a server that misbehaves', () => {
     const [a, b] = [await newStore(promptsOf(40)), await newStore(promptsOf(40))];
     const options = { concurrency: 10, timeout: 0.1, maxRetries: 40 };
     await sampleModel(a, endpoint(calm.url, options), RUN);
-    // Counted here: a server hears only later of a request that was given up.
-    const { fetch } = globalThis;
-    let running = 0;
-    let peak = 0;
-    globalThis.fetch = (...args) => {
-      running++;
-      peak = Math.max(peak, running);
-      return fetch(...args).finally(() => running--);
-    };
-    try {
-      await sampleModel(b, endpoint(wild.url, options), RUN);
-    } finally {
-      globalThis.fetch = fetch;
-    }
+    requests.peak = 0;
+    await sampleModel(b, endpoint(wild.url, options), RUN);
     expect(wild.seen.length).toBeGreaterThan(150);
     expect(wild.answered).toBeGreaterThanOrEqual(120);
-    expect(peak).toBe(10);
+    expect(requests.peak).toBe(10);
     expect(readFileSync(b.samplesPath('gemma'))).toEqual(readFileSync(a.samplesPath('gemma')));
   });
 

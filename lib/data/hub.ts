@@ -8,6 +8,7 @@ import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { setTimeout } from 'node:timers/promises';
 import { WrpoError } from '../errors.js';
+import { type Fetch, patientFetch } from './http.js';
 
 /** What to fetch. */
 export interface RepositoryRequest {
@@ -29,6 +30,7 @@ interface Hub {
   listFiles(params: HubParams & { repo: object; recursive: true }): AsyncIterable<Entry & { type: string }>;
 }
 interface HubParams {
+  fetch: Fetch;
   revision: string;
   hubUrl: string;
   accessToken?: string;
@@ -91,7 +93,9 @@ async function fetchSnapshot(request: RepositoryRequest): Promise<string> {
   const { type, id, revision = 'main', choose, say = () => {} } = request;
   const cache = cacheOf(request);
   const { modelInfo, datasetInfo, listFiles }: Hub = createRequire(import.meta.url)('@huggingface/hub');
-  const params = { hubUrl: endpoint(), accessToken: token(request), name: id, additionalFields: ['sha'] as ['sha'] };
+  const ask = await patientFetch(PATIENCE);
+  const where = { fetch: ask, hubUrl: endpoint(), accessToken: token(request) };
+  const params = { ...where, name: id, additionalFields: ['sha'] as ['sha'] };
   const entries: Entry[] = [];
   const { sha: commit } = await (type === 'model' ? modelInfo : datasetInfo)({ ...params, revision });
   const repository = { repo: { type, name: id }, revision: commit, recursive: true } as const;
@@ -107,7 +111,7 @@ async function fetchSnapshot(request: RepositoryRequest): Promise<string> {
     const blob = join(cache, 'blobs', entry.lfs?.oid ?? entry.oid);
     if (!existsSync(blob)) {
       say(`downloading ${entry.path} of ${id} (${megabytes(entry.size)})`);
-      await download(request, commit, entry, blob);
+      await download(ask, request, commit, entry, blob);
     }
     await link(blob, path);
   }
@@ -123,7 +127,13 @@ async function fetchSnapshot(request: RepositoryRequest): Promise<string> {
  * Not by the package, which does not go on where a transfer was interrupted. Writing is by position and every process
  * begins at what is there, so that two that load the same file write the same bytes to the same places.
  */
-async function download(request: RepositoryRequest, commit: string, entry: Entry, blob: string): Promise<void> {
+async function download(
+  ask: Fetch,
+  request: RepositoryRequest,
+  commit: string,
+  entry: Entry,
+  blob: string,
+): Promise<void> {
   const { type, id } = request;
   const path = entry.path.split('/').map(encodeURIComponent).join('/');
   const url = `${endpoint()}/${type === 'dataset' ? 'datasets/' : ''}${id}/resolve/${commit}/${path}`;
@@ -145,7 +155,7 @@ async function download(request: RepositoryRequest, commit: string, entry: Entry
     if (bearer) headers.authorization = `Bearer ${bearer}`;
     if (size > 0) headers.range = `bytes=${size}-`;
     try {
-      const response = await fetch(url, { headers });
+      const response = await ask(url, { headers });
       if (!response.ok) throw Object.assign(new Error(response.statusText), { statusCode: response.status });
       const start = response.status === 206 ? size : 0;
       await pipeline(Readable.fromWeb(response.body!), createWriteStream(part, { flags: 'r+', start }));
@@ -162,6 +172,8 @@ async function download(request: RepositoryRequest, commit: string, entry: Entry
 }
 
 const TRIES = 3;
+/** Seconds without a byte after which a connection is given up. */
+const PATIENCE = 60;
 
 async function link(blob: string, path: string): Promise<void> {
   await mkdir(dirname(path), { recursive: true });

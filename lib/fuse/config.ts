@@ -27,8 +27,8 @@ const server = {
   apiKeyEnv: z.string().optional(),
   /** Requests at a time. */
   concurrency: count.default(16),
-  /** Seconds; Node's fetch gives up by itself after 300. */
-  timeout: positive.max(300).default(300),
+  /** Seconds. */
+  timeout: positive.default(600),
   maxRetries: z.number().int().min(0).default(8),
   /** Seconds before the first retry; doubles up to a minute. */
   retryDelay: positive.default(1),

@@ -1,5 +1,6 @@
 /** JSON requests to a server that may be busy, broken or gone. */
 import { setTimeout as sleep } from 'node:timers/promises';
+import { type Fetch, patientFetch } from '../data/http.js';
 import { WrpoError } from '../errors.js';
 import { Limit } from './parallel.js';
 
@@ -13,7 +14,7 @@ export interface ServerOptions {
   apiKeyEnv?: string;
   /** Requests at a time. */
   concurrency: number;
-  /** Seconds until a request counts as lost; Node's fetch gives up by itself after 300. */
+  /** Seconds until a request counts as lost. */
   timeout: number;
   /** How often a request is made again after 408, 425, 429, 5xx, a timeout, a cut connection or an answer that is none. */
   maxRetries: number;
@@ -48,6 +49,7 @@ export class Server {
   readonly #headers: Record<string, string>;
   readonly #key: string | undefined;
   readonly #limit: Limit;
+  #fetch: Promise<Fetch> | undefined;
   /** Whether it has answered anything: one that never did is not waited for. */
   #answered = false;
 
@@ -105,7 +107,8 @@ export class Server {
     let text: string;
     try {
       const request = { method: 'POST', headers: this.#headers, body: JSON.stringify(body) };
-      response = await fetch(url, { ...request, redirect: 'manual', signal: controller.signal });
+      this.#fetch ??= patientFetch(this.#options.timeout);
+      response = await (await this.#fetch)(url, { ...request, redirect: 'manual', signal: controller.signal });
       text = await response.text();
     } catch (error) {
       signal?.throwIfAborted();
