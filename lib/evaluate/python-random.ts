@@ -106,12 +106,13 @@ function keyOfText(text: string): Uint32Array {
   const bytes = Buffer.from(text);
   const all = Buffer.concat([bytes, createHash('sha512').update(bytes).digest()]);
   const padded = Buffer.concat([Buffer.alloc((4 - (all.length % 4)) % 4), all]);
-  const words = Uint32Array.from({ length: padded.length / 4 }, (_, i) => padded.readUInt32BE(padded.length - 4 * (i + 1)));
+  const words = Uint32Array.from({ length: padded.length / 4 }, (_, i) =>
+    padded.readUInt32BE(padded.length - 4 * (i + 1)),
+  );
   return trimmed(words);
 }
 
-const keyOfNumber = (seed: number): Uint32Array =>
-  trimmed(Uint32Array.of(seed % 2 ** 32, Math.floor(seed / 2 ** 32)));
+const keyOfNumber = (seed: number): Uint32Array => trimmed(Uint32Array.of(seed % 2 ** 32, Math.floor(seed / 2 ** 32)));
 
 /** Without leading zeros, but for the last. */
 function trimmed(words: Uint32Array): Uint32Array {
