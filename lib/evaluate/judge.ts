@@ -81,8 +81,8 @@ export interface JudgeOptions<V> {
   promptHash: string;
   /** The file of judgments, which the next run continues. */
   path: string;
-  /** Only so many questions, the first. */
-  limit?: number;
+  /** Which questions are asked. Default: all. */
+  accept?: (id: string) => boolean;
   /** Dollars, over all runs that wrote to the file. */
   maxCost?: number;
   /** Asks again what got no answer in an earlier run. */
@@ -93,12 +93,15 @@ export interface JudgeOptions<V> {
 }
 
 /**
- * The judgments of all questions, or of the first `limit`, in their order; what the file has is not asked again. Throws
+ * The judgments by question of those that `accept` lets through; what the file has is not asked again. Throws
  * ERR_ENDPOINT when the judge is out of reach or its answers lack what is needed, ERR_CONFIG when `maxCost` is reached,
  * ERR_CHECKPOINT when the file was made with other questions or settings: all judgments so far stay.
  */
-export async function judge<V>(questions: readonly Question[], options: JudgeOptions<V>): Promise<JudgedRow<V>[]> {
-  const { judge: server, settings, path, limit = questions.length, maxCost, signal } = options;
+export async function judge<V>(
+  questions: readonly Question[],
+  options: JudgeOptions<V>,
+): Promise<Map<string, JudgedRow<V>>> {
+  const { judge: server, settings, path, accept = () => true, maxCost, signal } = options;
   if (maxCost !== undefined && !server.prices) {
     throw new WrpoError(
       'ERR_CONFIG',
@@ -110,8 +113,7 @@ export async function judge<V>(questions: readonly Question[], options: JudgeOpt
   try {
     const done = new Map<string, JudgedRow<V>>();
     for (const row of shard.rows()) if (row.failure === undefined || !options.retryFailed) done.set(row.prompt_id, row);
-    const chosen = questions.slice(0, limit);
-    const open = [...new Set(chosen.map(({ id }) => id))].filter((id) => !done.has(id)).map((id) => byId.get(id)!);
+    const open = [...byId.values()].filter(({ id }) => accept(id) && !done.has(id));
     options.onOpen?.(open.length);
     const spent = [...shard.rows()].reduce((sum, { dollars = 0 }) => sum + dollars, 0);
     const budget = new Budget(maxCost, spent);
@@ -137,14 +139,14 @@ export async function judge<V>(questions: readonly Question[], options: JudgeOpt
     });
     shard.flush();
     if (stopped) {
-      const judged = `${done.size} of ${chosen.length} questions are judged for $${budget.spent.toFixed(2)}`;
+      const judged = `${done.size} questions are judged for $${budget.spent.toFixed(2)}`;
       throw new WrpoError(
         'ERR_CONFIG',
         `max_cost: another question could go beyond $${maxCost}; ${judged} and stay in ${path}`,
       );
     }
     if (done.size === byId.size && !shard.finished) shard.finish({ judgments: done.size });
-    return chosen.map(({ id }) => done.get(id)!);
+    return new Map([...done].filter(([id]) => accept(id)));
   } finally {
     shard.close();
   }
@@ -210,6 +212,8 @@ class Budget {
 function interviewer<V>({ judge: server, reader, settings, promptHash }: JudgeOptions<V>) {
   const requests = new Server(server);
   const { name, model, extraBody = {}, prices } = server;
+  const lack = `the answer has no ${reader.needs}`;
+  /** Whether any answer had what is needed. */
   let complete = false;
   return async (question: Question, signal: AbortSignal): Promise<JudgedRow<V>> => {
     const began = performance.now();
@@ -217,22 +221,19 @@ function interviewer<V>({ judge: server, reader, settings, promptHash }: JudgeOp
     const usage = { prompt_tokens: 0, completion_tokens: 0 };
     let reading: Reading<V> = { again: question.messages };
     let failure: string | undefined;
-    let lacking = false;
     while ('again' in reading) {
       const messages: Message[] = reading.again;
       const body: [string, unknown][] = Object.entries({ model, messages, ...settings, ...extraBody }).filter(
         ([, value]) => value !== null,
       );
       const read = (answer: unknown): Reading<V> => {
-        lacking = false;
         const { choices, usage: used } = (answer ?? {}) as { choices?: Choice[]; usage?: Partial<Usage> };
         usage.prompt_tokens += used?.prompt_tokens ?? 0;
         usage.completion_tokens += used?.completion_tokens ?? 0;
         const choice = choices?.[0];
         if (!choice) throw new Malformed('the answer has no choices');
         const found = reader.read([...completions, choice], question);
-        lacking = found === undefined;
-        if (!found) throw new Malformed(`the answer has no ${reader.needs}`);
+        if (!found) throw new Malformed(lack);
         completions.push(choice);
         return found;
       };
@@ -241,7 +242,7 @@ function interviewer<V>({ judge: server, reader, settings, promptHash }: JudgeOp
         complete = true;
       } catch (error) {
         if (!(error instanceof RequestFailed)) throw error;
-        if (lacking && !complete) {
+        if (!complete && error.message.startsWith(lack)) {
           const what = `the judge "${model}" gives no ${reader.needs}, which this benchmark needs`;
           throw new WrpoError('ERR_ENDPOINT', `${name}: ${what}`);
         }
