@@ -1,6 +1,7 @@
 /** `wrpo evaluate`: a benchmark, by its run file. */
 import { type EvaluationConfig, resolveEvaluation } from '../evaluate/config.js';
 import { evaluateJudged } from '../evaluate/run.js';
+import { evaluateLeaderboard } from '../evaluate/run-leaderboard.js';
 import type { Results } from '../evaluate/work.js';
 import { camel } from '../train/compat.js';
 import { interruptible, table } from './fusion.js';
@@ -23,7 +24,7 @@ export async function evaluate(options: EvaluateCommand, rest: string[]): Promis
     const results = await interruptible(async (signal): Promise<Results> => {
       const hooks = { signal, say: news.say, onOpen: news.expect, onJudged: () => news.add(1) };
       if (config.benchmark !== 'open_llm_leaderboard') return evaluateJudged(config, { ...hooks, retryFailed, dryRun });
-      throw new Error('not yet');
+      return evaluateLeaderboard(config, hooks);
     });
     await writeOut(options.json ? `${JSON.stringify(results)}\n` : described(results));
   } finally {

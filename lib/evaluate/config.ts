@@ -87,6 +87,9 @@ const SCHEMAS = {
     data: z.record(z.string(), z.string()),
     /** Default: those of `data`. */
     tasks: z.array(z.string()).min(1).optional(),
+    /** A text file with the six questions and answers of TruthfulQA's prompt. */
+    truthfulqaPrompt: z.string().optional(),
+    /** Tokens that go through the model at a time. */
     microbatchTokens: count.default(4096),
     /** The longest context with its continuation, in tokens. Default: the model's. */
     maxLength: count.optional(),
