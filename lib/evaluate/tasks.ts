@@ -27,8 +27,11 @@ export interface Task {
   shots: number;
   split: string;
   shotSplit?: string;
-  /** `first`: the first examples of the group; else drawn by Python's Random(1234), anew for each row. */
-  drawn: 'random' | 'first' | 'none';
+  /**
+   * `first`: the first examples of the group; else drawn by Python's Random(1234), anew for each row. Of a task without a
+   * test split the harness draws one more, and leaves out the row itself should it be among them.
+   */
+  drawn: 'random' | 'random and one more' | 'first' | 'none';
   kind: 'choices' | 'mass' | 'generation';
   /** What the leaderboard counts. */
   metric: string;
@@ -107,7 +110,7 @@ export const TASKS: Readonly<Record<string, Task>> = {
       shots: 10,
       split: 'validation',
       shotSplit: 'train',
-      drawn: 'random',
+      drawn: 'random and one more',
       kind: 'choices',
       metric: 'acc_norm',
       version: 1,
@@ -146,7 +149,7 @@ export const TASKS: Readonly<Record<string, Task>> = {
       shots: 5,
       split: 'validation',
       shotSplit: 'train',
-      drawn: 'random',
+      drawn: 'random and one more',
       kind: 'choices',
       metric: 'acc',
       version: 1,
@@ -188,14 +191,23 @@ export function preambles(task: Task, docs: readonly Doc[], shots: readonly Doc[
   const random = new PythonRandom(SEED);
   const byGroup = new Map<string | undefined, Doc[]>();
   for (const shot of shots) byGroup.set(shot.group, [...(byGroup.get(shot.group) ?? []), shot]);
-  return docs.map(({ group }) => {
+  const draw = (pool: readonly Doc[], doc: Doc): readonly Doc[] => {
+    if (task.drawn === 'first') return pool.slice(0, task.shots);
+    if (task.drawn === 'random') return random.sample(pool, task.shots);
+    const itself = JSON.stringify(doc);
+    const others = random.sample(pool, task.shots + 1).filter((shot) => JSON.stringify(shot) !== itself);
+    return others.slice(0, task.shots);
+  };
+  return docs.map((doc) => {
+    const { group } = doc;
     if (task.drawn === 'none') return '';
     const pool = task.drawn === 'first' ? (byGroup.get(group) ?? []) : shots;
-    if (pool.length < task.shots) {
+    const least = task.shots + Number(task.drawn === 'random and one more');
+    if (pool.length < least) {
       const where = `the split "${task.shotSplit}"${group === undefined ? '' : ` of ${group}`}`;
-      throw fault(where, `expected at least ${task.shots} examples, found ${pool.length}`);
+      throw fault(where, `expected at least ${least} examples, found ${pool.length}`);
     }
-    const chosen = task.drawn === 'first' ? pool.slice(0, task.shots) : random.sample(pool, task.shots);
+    const chosen = draw(pool, doc);
     const about = group?.replaceAll('_', ' ');
     const head =
       about === undefined ? '' : `The following are multiple choice questions (with answers) about ${about}.\n\n`;
