@@ -186,6 +186,17 @@ program
   });
 
 program
+  .command('tables')
+  .description("the paper's tables and figures over finished runs, evaluations and fusions, as text")
+  .argument('<dir...>', 'directories of runs; evaluations below a run belong to it')
+  .option('--csv <dir>', 'write a CSV file a table as well')
+  .option('--json', 'print JSON')
+  .action(async (directories, options) => {
+    const { tables } = await import('./tables.js');
+    await tables(directories, options);
+  });
+
+program
   .command('merge')
   .description('a LoRA adapter and its base as one model')
   .requiredOption('--model <dir>', 'adapter directory (adapter_config.json, adapter_model.safetensors)')
