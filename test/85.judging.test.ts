@@ -1,11 +1,12 @@
 /** Judging by a server that misbehaves, from the run file to the public tools' files; killed and begun again. */
 import { existsSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { afterEach, describe, expect, it } from 'vitest';
 import type { Annotation } from '../lib/evaluate/alpaca-eval.ts';
-import { readCsv } from '../lib/evaluate/csv.ts';
+import { readCsv, writeCsv } from '../lib/evaluate/csv.ts';
 import type { JudgedRow } from '../lib/evaluate/judge.ts';
 import { type FakeOptions, FakeServer, type Seen, scoreOf } from './fake-server.ts';
-import { fail, readJson, readJsonLines, scratchDirectory, start, succeed } from './training.ts';
+import { FIXTURES, fail, readJson, readJsonLines, scratchDirectory, start, succeed } from './training.ts';
 
 const path = scratchDirectory('judging');
 const servers: FakeServer[] = [];
@@ -171,6 +172,39 @@ describe('AlpacaEval', () => {
     expect(server.seen.length).toBe(COUNT - 1);
     const free = runFile(server, ALPACA);
     expect(await fail(['evaluate', '--config', free.file, '--max_cost', '1'], 1)).toMatch(/max_cost needs prices/);
+  });
+
+  it('needs no judge for annotations that are there, and controls their lengths by the public files', async () => {
+    const lc = readJson(join(FIXTURES, 'evaluate', 'alpacaeval_lc.json'));
+    const annotations = lc.preference.map((preference: number, i: number) => ({
+      ...{ instruction: instruction(i), dataset: 'made', annotator: 'gpt', preference, raw_completion: null },
+      ...{ output_1: 'x'.repeat(lc.baseline_len[i]), generator_1: 'base' },
+      ...{ output_2: 'y'.repeat(lc.model_len[i]), generator_2: 'mine' },
+    }));
+    writeFileSync(path('annotations.json'), JSON.stringify(annotations));
+    writeCsv(path('df_gamed.csv'), Object.keys(lc.gamed[0]), lc.gamed);
+    const out = path('controlled');
+    const values = {
+      benchmark: 'alpaca_eval',
+      output_dir: out,
+      annotations: path('annotations.json'),
+      gamed: path('df_gamed.csv'),
+    };
+    writeFileSync(path('controlled.yaml'), JSON.stringify(values));
+    const { stdout } = await succeed(['evaluate', '--config', path('controlled.yaml'), '--json']);
+    const found = JSON.parse(stdout);
+    const reference = lc.lc.length_controlled_v1;
+    expect(Math.abs(found.length_controlled_winrate - reference.length_controlled_winrate_reference)).toBeLessThan(
+      0.01,
+    );
+    expect(found.discrete_win_rate).toBeCloseTo(lc.raw.discrete_win_rate, 10);
+    const [row] = readCsv(`${out}/leaderboard.csv`);
+    expect(Number(row!.length_controlled_winrate)).toBe(found.length_controlled_winrate);
+    const [weights] = readCsv(`${out}/weights.csv`);
+    expect(Number(weights!.instruction_difficulty)).toBeCloseTo(reference.exact_coef_at_C[1], 5);
+    writeCsv(path('short.csv'), Object.keys(lc.gamed[0]), lc.gamed.slice(0, 100));
+    const said = await fail(['evaluate', '--config', path('controlled.yaml'), '--gamed', path('short.csv')], 1);
+    expect(said).toMatch(/the gamed file: expected one difficulty for each of 120 instructions in order, found 100/);
   });
 
   it('says in a sentence what is wrong: no log-probs, other questions, nobody to answer', async () => {

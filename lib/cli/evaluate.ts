@@ -1,4 +1,5 @@
 /** `wrpo evaluate`: a benchmark, by its run file. */
+import { WrpoError } from '../errors.js';
 import { type EvaluationConfig, resolveEvaluation } from '../evaluate/config.js';
 import { evaluateJudged } from '../evaluate/run.js';
 import { evaluateLeaderboard } from '../evaluate/run-leaderboard.js';
@@ -24,6 +25,7 @@ export async function evaluate(options: EvaluateCommand, rest: string[]): Promis
     const results = await interruptible(async (signal): Promise<Results> => {
       const hooks = { signal, say: news.say, onOpen: news.expect, onJudged: () => news.add(1) };
       if (config.benchmark !== 'open_llm_leaderboard') return evaluateJudged(config, { ...hooks, retryFailed, dryRun });
+      if (dryRun) throw new WrpoError('ERR_CONFIG', '--dry-run tells what judging takes; this benchmark has no judge');
       return evaluateLeaderboard(config, hooks);
     });
     await writeOut(options.json ? `${JSON.stringify(results)}\n` : described(results));
