@@ -37,6 +37,8 @@ export interface FakeOptions {
   choices?: number;
   /** The text of an answer. */
   text?: (seen: Seen, seed: number) => string;
+  /** What a choice holds beside its text, such as log-probs. */
+  more?: (seen: Seen) => object;
   /** The score of a conversation. */
   score?: (conversation: string) => number;
   models?: string[];
@@ -138,9 +140,9 @@ export class FakeServer {
 
   #answer(seen: Seen): object {
     const { path, body } = seen;
-    const { score = scoreOf, text, choices } = this.options;
+    const { score = scoreOf, text, more, choices } = this.options;
     if (path === '/v1/chat/completions') {
-      const texts = Array.from({ length: choices ?? body.n }, (_, i) =>
+      const texts = Array.from({ length: choices ?? body.n ?? 1 }, (_, i) =>
         text ? text(seen, body.seed + i) : textOf(body.model, body.messages, body.seed + i),
       );
       return {
@@ -148,6 +150,7 @@ export class FakeServer {
           index,
           message: { role: 'assistant', content },
           finish_reason: 'stop',
+          ...more?.(seen),
         })),
         usage: {
           prompt_tokens: body.messages.reduce((sum, { content }) => sum + content.split(' ').length, 0),

@@ -1,4 +1,5 @@
 /** What the commands of a fusion share: their run file, the models that are meant, Ctrl-C. */
+import { setMaxListeners } from 'node:events';
 import { WrpoError } from '../errors.js';
 import { type FusionConfig, resolveFusion, type SourceConfig } from '../fuse/config.js';
 import { camel } from '../train/compat.js';
@@ -57,6 +58,7 @@ export function chosenModels({ sources, targets }: FusionConfig, only: string | 
 /** Does the work with a signal that Ctrl-C aborts; a second Ctrl-C ends the process. */
 export async function interruptible<T>(work: (signal: AbortSignal) => Promise<T>): Promise<T> {
   const controller = new AbortController();
+  setMaxListeners(0, controller.signal); // as many as there are requests under way
   const stop = () => controller.abort();
   process.once('SIGINT', stop);
   try {

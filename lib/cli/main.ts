@@ -169,6 +169,34 @@ program
   });
 
 program
+  .command('evaluate')
+  .description(
+    'measure a model: alpaca_eval, arena_hard, mt_bench, open_llm_leaderboard; what is judged is not asked again',
+  )
+  .requiredOption('--config <file>', 'run file (YAML)')
+  .option('--retry-failed', 'ask again what got no answer in an earlier run')
+  .option('--dry-run', 'say how many requests and tokens judging would take, and at most what cost')
+  .option('--json', 'print one JSON object')
+  .allowUnknownOption()
+  .allowExcessArguments()
+  .addHelpText('after', `${KEYS_AS_OPTIONS.replace('--rank 2', '--limit 100, --max_cost 5')}`)
+  .action(async (options, command: Command) => {
+    const { evaluate } = await import('./evaluate.js');
+    await evaluate(options, command.args);
+  });
+
+program
+  .command('tables')
+  .description("the paper's tables and figures over finished runs, evaluations and fusions, as text")
+  .argument('<dir...>', 'directories of runs; evaluations below a run belong to it')
+  .option('--csv <dir>', 'write a CSV file a table as well')
+  .option('--json', 'print JSON')
+  .action(async (directories, options) => {
+    const { tables } = await import('./tables.js');
+    await tables(directories, options);
+  });
+
+program
   .command('merge')
   .description('a LoRA adapter and its base as one model')
   .requiredOption('--model <dir>', 'adapter directory (adapter_config.json, adapter_model.safetensors)')

@@ -4,15 +4,15 @@ import { nearest } from '../edit-distance.js';
 import { WrpoError } from '../errors.js';
 import { camel, snake } from '../train/compat.js';
 
-const count = z.number().int().positive();
+export const count = z.number().int().positive();
 const positive = z.number().positive();
 const share = z.number().min(0).max(1);
 /** Goes into paths. */
-const name = z
+export const name = z
   .string()
   .regex(/^[A-Za-z0-9][\w.-]*$/, 'expected letters, digits, ".", "-" and "_", since files are named after it');
 
-const server = {
+export const server = {
   name,
   /** Of an OpenAI-compatible server, such as `http://localhost:8000/v1`. */
   baseUrl: z
@@ -40,20 +40,21 @@ const sampling = {
   topP: positive.max(1),
   maxTokens: count,
 };
-const extraBody = z.record(z.string(), z.unknown());
+/** Dollars for a million tokens. */
+export const prices = z.strictObject({ input: z.number().min(0), output: z.number().min(0) });
+export const extraBody = z.record(z.string(), z.unknown());
 
-const endpoint = z.strictObject({
+export const endpoint = z.strictObject({
   ...server,
   ...z.object(sampling).partial().shape,
   /** Samples asked for in one request, where the server gives several. */
   samplesPerRequest: count.default(1),
   /** What goes into every request beside, such as top_k; null takes a key out. */
   extraBody: extraBody.optional(),
-  /** Dollars for a million tokens. */
-  prices: z.strictObject({ input: z.number().min(0), output: z.number().min(0) }).optional(),
+  prices: prices.optional(),
 });
 
-const local = z.strictObject({
+export const local = z.strictObject({
   name,
   /** A model directory, or a hub id. */
   model: z.string(),
@@ -180,7 +181,7 @@ export const isImport = (source: SourceConfig): source is ImportConfig => 'impor
 export const isEndpoint = (source: SourceConfig): source is EndpointConfig => 'baseUrl' in source;
 
 /** Where something stands, for errors. */
-type Where = (...path: PropertyKey[]) => string;
+export type Where = (...path: PropertyKey[]) => string;
 
 /**
  * Checks what a run file and the command line say and fills in defaults. Throws ERR_CONFIG naming the place: an unknown
@@ -240,7 +241,7 @@ function requireNames(config: FusionConfig, where: Where): void {
 // These hold keys of the user's own.
 const OPAQUE = /^(extra_?[bB]ody|groups)$/;
 
-function keysInCamelCase(value: unknown): unknown {
+export function keysInCamelCase(value: unknown): unknown {
   if (Array.isArray(value)) return value.map(keysInCamelCase);
   if (typeof value !== 'object' || value === null) return value;
   const entries = Object.entries(value).filter(([, one]) => one !== undefined && one !== null);
@@ -249,7 +250,7 @@ function keysInCamelCase(value: unknown): unknown {
 
 const SCORER_KEYS = scorer.options.flatMap(({ shape }) => Object.keys(shape));
 
-function check<T extends z.ZodObject>(type: T, value: unknown, where: Where, at: PropertyKey[]): output<T> {
+export function check<T extends z.ZodObject>(type: T, value: unknown, where: Where, at: PropertyKey[]): output<T> {
   const result = type.safeParse(value);
   if (result.success) return result.data;
   const issue = result.error.issues[0]!;
