@@ -2,10 +2,10 @@
  * One run of the miniature, step by step as in the paper's section 3: samples of the sources, Target-SFT on a third of the
  * prompts, its own samples of the others, preference optimisation. Whatever is on disk already is not done again.
  */
-import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { functionScorer, localSampler, sampleModel, scoreModel, selectRows, Store, Trainer } from 'wrpo';
+import { functionScorer, localSampler, Store, sampleModel, scoreModel, selectRows, Trainer } from 'wrpo';
 import { promptIdOf } from '../dist/fuse/prompts.js';
 import { splitPrompts } from '../dist/fuse/split.js';
 import { fusionPrompts, MAX_TOKENS, rewardOf } from './task.mjs';
@@ -42,8 +42,12 @@ export class MiniatureRun {
     return new MiniatureRun(directory, seed, samples, await Store.create(directory, asked), say);
   }
 
-  constructor(directory, seed, samples, store, say) {
-    Object.assign(this, { directory, seed, samples, store, say });
+  /** @param {string} directory @param {number} seed @param {import('./task.mjs').Sample[]} samples @param {Store} store */
+  constructor(directory, seed, samples, store, say = (/** @type {string} */ _line) => {}) {
+    this.directory = directory;
+    this.seed = seed;
+    this.store = store;
+    this.say = say;
     this.scorer = functionScorer('gold', rewardOf(samples));
   }
 
@@ -85,7 +89,6 @@ export class MiniatureRun {
   async train(name, { model, rows, args }) {
     const outputDir = this.path(name);
     if (existsSync(join(outputDir, 'trainer_state.json'))) return outputDir;
-    mkdirSync(outputDir, { recursive: true });
     const began = performance.now();
     const trainer = new Trainer({ model, trainDataset: rows, args: { outputDir, seed: this.seed, ...args } });
     const { globalStep, trainingLoss } = await trainer.train();

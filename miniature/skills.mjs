@@ -274,19 +274,35 @@ export function reward(response, gold, ended = true) {
 /** @type {Record<'srcA' | 'srcB' | 'srcC' | 'target', Model>} */
 export const MODELS = {
   srcA: {
-    family: 'S', style: 'bare', merges: 0, steps: 550, seed: 101,
+    family: 'S',
+    style: 'bare',
+    merges: 0,
+    steps: 550,
+    seed: 101,
     shape: { width: 96, layers: 4, heads: 4, kvHeads: 2, ffn: 256 },
   },
   srcB: {
-    family: 'N', style: 'itis', merges: 300, steps: 600, seed: 202,
+    family: 'N',
+    style: 'itis',
+    merges: 300,
+    steps: 600,
+    seed: 202,
     shape: { width: 128, layers: 3, heads: 4, kvHeads: 4, ffn: 320 },
   },
   srcC: {
-    family: 'F', style: 'ans', merges: 160, steps: 400, seed: 303,
+    family: 'F',
+    style: 'ans',
+    merges: 160,
+    steps: 400,
+    seed: 303,
     shape: { width: 96, layers: 5, heads: 6, kvHeads: 2, ffn: 256 },
   },
   target: {
-    family: null, style: 'arrow', merges: 60, steps: 1200, seed: 404,
+    family: null,
+    style: 'arrow',
+    merges: 60,
+    steps: 1200,
+    seed: 404,
     shape: { width: 96, layers: 4, heads: 4, kvHeads: 2, ffn: 256 },
   },
 };

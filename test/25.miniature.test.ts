@@ -14,12 +14,12 @@ import {
   prompts,
   Rng,
   reward,
-  SKILLS,
   splitOf,
   take,
   unwrap,
   wrap,
 } from '../miniature/skills.mjs';
+import { devPrompts, fusionPrompts, SEEDS, testPrompts } from '../miniature/task.mjs';
 import { trainTokenizer, writeTokenizer } from '../miniature/tokenizer.mjs';
 
 const golden = JSON.parse(readFileSync(new URL('./fixtures/miniature.json', import.meta.url), 'utf8'));
@@ -89,6 +89,15 @@ describe('skills', () => {
     expect(right(3 * 64)).toBeLessThan(0.4);
     expect(take(stream, 1)).toEqual([]);
   });
+});
+
+it('asks nothing on a held-out prompt that occurs in a training text', () => {
+  const held = new Set([...testPrompts(), ...devPrompts()].map(({ prompt }) => prompt));
+  expect(held.size).toBe(1200 + 480);
+  const found = (texts: Iterable<{ prompt: string }>) => [...texts].filter(({ prompt }) => held.has(prompt));
+  for (const model of Object.values(MODELS)) expect(found(pretrainStream(model))).toEqual([]);
+  for (const seed of SEEDS) expect(found(fusionPrompts(seed))).toEqual([]);
+  expect(found(testPrompts(5))).toHaveLength(5);
 });
 
 describe('tokenizer', () => {

@@ -4,9 +4,9 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'nod
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { Model } from '../lib/model/model.js';
 import { MODELS, prompts, wrap } from '../miniature/skills.mjs';
 import { trainTokenizer, writeTokenizer } from '../miniature/tokenizer.mjs';
-import { Model } from '../lib/model/model.js';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const readme = readFileSync(join(root, 'README.md'), 'utf8');
@@ -35,7 +35,11 @@ beforeAll(async () => {
   await model.close();
   const quadruples = (seed: number, n: number) =>
     prompts(seed, n, 'po').map(({ prompt, args, gold }) => {
-      const [source_chosen, target_chosen, rejected] = [wrap('itis', gold), wrap('arrow', gold), wrap('arrow', args[0]!)];
+      const [source_chosen, target_chosen, rejected] = [
+        wrap('itis', gold),
+        wrap('arrow', gold),
+        wrap('arrow', args[0]!),
+      ];
       return `${JSON.stringify({ prompt, source_chosen, target_chosen, rejected })}\n`;
     });
   writeFileSync(join(dir, 'quadruples.jsonl'), quadruples(1, 64).join(''));
