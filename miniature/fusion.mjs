@@ -2,7 +2,8 @@
  * One run of the miniature, step by step as in the paper's section 3: samples of the sources, Target-SFT on a third of the
  * prompts, its own samples of the others, preference optimisation. Whatever is on disk already is not done again.
  */
-import { existsSync } from 'node:fs';
+import { createHash } from 'node:crypto';
+import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { functionScorer, localSampler, Store, sampleModel, scoreModel, selectRows, Trainer } from 'wrpo';
@@ -85,17 +86,25 @@ export class MiniatureRun {
     return { directory, ...selection };
   }
 
-  /** Trains, unless it was; gives the model's directory. */
+  /** Trains, unless that very run is there already; gives the model's directory. */
   async train(name, { model, rows, args }) {
     const outputDir = this.path(name);
-    if (existsSync(join(outputDir, 'trainer_state.json'))) return outputDir;
+    const job = JSON.stringify({ args, weights: weightsOf(model), rows: sha256(rows) });
+    const record = join(outputDir, 'job.json');
+    if (existsSync(record) && readFileSync(record, 'utf8') === job) return outputDir;
+    rmSync(outputDir, { recursive: true, force: true }); // what is left of another run does not go with this one
     const began = performance.now();
     const trainer = new Trainer({ model, trainDataset: rows, args: { outputDir, seed: this.seed, ...args } });
     const { globalStep, trainingLoss } = await trainer.train();
     await trainer.close();
+    writeFileSync(record, job);
     this.say(`${name}: ${globalStep} steps, loss ${trainingLoss.toFixed(3)} (${seconds(began)})`);
     return outputDir;
   }
 }
 
 export const seconds = (/** @type {number} */ began) => `${((performance.now() - began) / 1000).toFixed(1)} s`;
+
+const sha256 = (/** @type {string} */ path) => createHash('sha256').update(readFileSync(path)).digest('hex');
+/** Of the weights in a model directory. @param {string} directory */
+export const weightsOf = (directory) => sha256(join(directory, 'model.safetensors'));

@@ -1,7 +1,7 @@
 /** One seed of the miniature: the paper's steps, then every method from the same samples, then the held-out prompts. */
 import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
-import { MiniatureRun, modelDir, PREFERENCE, SFT, SOURCES } from './fusion.mjs';
+import { MiniatureRun, modelDir, PREFERENCE, SFT, SOURCES, weightsOf } from './fusion.mjs';
 import { SELECTIONS } from './methods.mjs';
 import { answers, mean } from './task.mjs';
 
@@ -16,7 +16,6 @@ const LARGEST_SHARE = 60;
  * @property {import('./task.mjs').Sample[]} test
  * @property {number} [count] prompts of the fusion
  * @property {(line: string) => void} say
- * @property {(done: Record<string, Answer[]>) => void} [onMethod] told after each method
  */
 
 /**
@@ -24,12 +23,13 @@ const LARGEST_SHARE = 60;
  * @param {string} directory @param {SeedOptions} options
  * @returns {Promise<Record<string, Answer[]>>}
  */
-export async function runSeed(directory, { seed, methods, test, count, say, onMethod = () => {} }) {
+export async function runSeed(directory, { seed, methods, test, count, say }) {
   const run = await MiniatureRun.open(directory, seed, { count, say });
   /** @type {Record<string, Answer[]>} */
   const results = {};
   const evaluate = async (name, dir) => {
-    results[name] = await remembered(join(directory, 'answers', `${fileName(name)}.json`), () => answers(dir, test));
+    const path = join(directory, 'answers', `${fileName(name)}.json`);
+    results[name] = await remembered(path, `${weightsOf(dir)} ${test.length}`, () => answers(dir, test));
     say(`${name}: mean reward ${mean(results[name].map(({ reward }) => reward)).toFixed(3)} on held-out prompts`);
   };
 
@@ -45,27 +45,32 @@ export async function runSeed(directory, { seed, methods, test, count, say, onMe
   for (const name of ['target', ...SOURCES]) await evaluate(name === 'target' ? 'Target' : name, modelDir(name));
   await evaluate('Target-SFT', starts['target-sft']);
 
+  const sampled = new Set();
   for (const { name, start = 'target-sft', rows = 'all', args } of methods) {
-    await run.sample(start, starts[start], { onlyPreferences: true });
+    if (!sampled.has(start)) await run.sample(start, starts[start], { onlyPreferences: true });
+    sampled.add(start);
     const { directory: selected } = run.select(`selected/${fileName(`${start} ${rows}`)}`, {
       ...{ target: start, ...SELECTIONS[rows] },
     });
     const job = { model: starts[start], rows: join(selected, 'train.jsonl'), args: { ...PREFERENCE, ...args } };
     if (args.lossType === 'sft') job.args.beta = undefined;
     await evaluate(name, await run.train(`train/${fileName(name)}`, job));
-    onMethod(results);
   }
   return results;
 }
 
 const fileName = (/** @type {string} */ name) => name.replace(/[^A-Za-z0-9.+]+/g, '-').replace(/-$/, '');
 
-/** @template T @param {string} path @param {() => Promise<T>} make @returns {Promise<T>} */
-async function remembered(path, make) {
-  if (existsSync(path)) return JSON.parse(readFileSync(path, 'utf8'));
+/**
+ * What was made of something before, if it was of the same.
+ * @template T @param {string} path @param {string} of @param {() => Promise<T>} make @returns {Promise<T>}
+ */
+async function remembered(path, of, make) {
+  const before = existsSync(path) ? JSON.parse(readFileSync(path, 'utf8')) : undefined;
+  if (before?.of === of) return before.value;
   const value = await make();
   mkdirSync(dirname(path), { recursive: true });
-  writeFileSync(`${path}.tmp`, JSON.stringify(value));
+  writeFileSync(`${path}.tmp`, JSON.stringify({ of, value }));
   renameSync(`${path}.tmp`, path);
   return value;
 }

@@ -382,7 +382,7 @@ describe('run files', () => {
     const text = /```yaml\n(# fusion\.yaml[\s\S]*?)```/.exec(readme)![1]!;
     const { sources, targets, scorers } = resolveFusion(parse(text), where);
     expect([...sources, ...targets, ...scorers].map(({ name }) => name)).toEqual([
-      ...['gemma-27b', 'hosted', 'llama3-8b', 'target-sft', 'armorm'],
+      ...['gemma-27b', 'hosted', 'yi-6b', 'llama3-8b', 'target-sft', 'armorm'],
     ]);
   });
 

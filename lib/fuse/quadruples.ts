@@ -22,7 +22,7 @@ export interface SelectOptions extends SplitRule {
   rank: 1 | 2;
   /** Adds y_ls. */
   sourceRejected: boolean;
-  /** Keeps prompts whose target answers all score the same, from which y_ws can still be learnt. Default false. */
+  /** Keeps prompts whose target's, or source's, answers are no better than each other: the rest can still be learnt. Default false. */
   keepTies?: boolean;
   /**
    * `authors`: {prompt: {role, content}, chosen: [y_ws, y_wt], rejected: [y_l, y_ls?]}, for prompts of one turn; `flat`:
@@ -120,7 +120,7 @@ function rowOf(
   const picked = pickTarget(own?.samples ?? [], own?.scores ?? [], { keepTies });
   if (typeof picked === 'string') return tally.drop(picked);
   const low = worst[rank - 1]!;
-  if (sourceRejected && textOf(low) === textOf(source)) return tally.drop('source answers all alike');
+  if (sourceRejected && !keepTies && textOf(low) === textOf(source)) return tally.drop('source answers all alike');
   const scores = {
     source_chosen: source.score,
     target_chosen: picked.best.score,
