@@ -1,6 +1,6 @@
 /** The results as one HTML file without scripts. */
 import { writeFileSync } from 'node:fs';
-import { tableOfDifferences, tableOfRows } from './results.mjs';
+import { against, tableOfDifferences, tableOfRows } from './results.mjs';
 
 const STYLE = `
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
@@ -30,9 +30,9 @@ ${table(tableOfRows(rows))}
 <p>Paired differences of mean reward and of win rate; “seeds” is in how many the reward has the finding's sign. A verdict
 other than “not distinguishable” has p &lt; 0.05 in mean reward by Student's t (one seed: over prompts).</p>
 ${table(tableOfDifferences(differences))}
+<p>${escaped(against(differences))}</p>
 <p>One fixed set of checkpoints, made so that the mechanism the paper describes is there: this compares preference objectives
-and is no evidence about real models. Plain fine-tuning on all answers of the sources is stronger here than any of them, and
-a static alpha beat the dynamic one.</p>
+and is no evidence about real models.</p>
 </body></html>
 `,
   );

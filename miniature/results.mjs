@@ -98,6 +98,14 @@ export function tableOfDifferences(differences) {
   return { head, body };
 }
 
+/** What went against the method, in words. @param {ReturnType<typeof differencesOf>} differences */
+export function against(differences) {
+  const opposite = differences.filter(({ verdict }) => verdict === 'the opposite shows');
+  if (opposite.length === 0) return 'Nothing went against the method.';
+  const found = opposite.map(({ finding, reward }) => `“${finding}” (${plus(reward)} in mean reward)`);
+  return `Against the method, the opposite of what follows shows here: ${found.join('; ')}.`;
+}
+
 /** For a terminal. */
 export function asText({ head, body }) {
   const widths = head.map((_, i) => Math.max(...[head, ...body].map((line) => line[i].length)));

@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { MAIN, STUDY } from './methods.mjs';
 import { writePage } from './page.mjs';
-import { asText, differencesOf, rowsOf, tableOfDifferences, tableOfRows, writeResults } from './results.mjs';
+import { against, asText, differencesOf, rowsOf, tableOfDifferences, tableOfRows, writeResults } from './results.mjs';
 import { runSeed } from './seed.mjs';
 import { SEEDS, testPrompts } from './task.mjs';
 
@@ -52,10 +52,6 @@ say(`\nOn ${options.test.length} held-out prompts, greedy; mean ± standard erro
 say(asText(tableOfRows(summary.rows)));
 say('\nPaired differences, whatever their sign:\n');
 say(asText(tableOfDifferences(summary.differences)));
-say(
-  '\nOne fixed set of checkpoints, made so that the mechanism is there: no evidence about real models. Plain fine-tuning on',
-);
-say(
-  'all y_ws is stronger here than any preference method, and a static alpha beat the dynamic one: `npm run miniature -- --full`.',
-);
+say(`\n${against(summary.differences)}`);
+say('One fixed set of checkpoints, made so that the mechanism is there: no evidence about real models.');
 say(`\nDone in ${summary.seconds} s. Look at ${page} (numbers: ${join(output, 'results.json')}).`);
