@@ -1,5 +1,6 @@
 /** What came out: a row a model, a difference a finding, each with its standard error; as words, JSON and a page. */
 import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { FINDINGS } from './methods.mjs';
 import { mean, standardError, wins } from './task.mjs';
 
@@ -114,11 +115,12 @@ export function asText({ head, body }) {
     .join('\n');
 }
 
-/** For the README. */
-export const asMarkdown = ({ head, body }) =>
+const asMarkdown = ({ head, body }) =>
   [head, head.map(() => '---'), ...body].map((line) => `| ${line.join(' | ')} |`).join('\n');
 
-/** @param {string} path @param {object} summary */
-export function writeResults(path, summary) {
-  writeFileSync(path, `${JSON.stringify(summary, null, 2)}\n`);
+/** `results.json`, and `results.md` for the README. @param {string} directory @param {{ rows: Row[], differences: any[] }} summary */
+export function writeResults(directory, summary) {
+  writeFileSync(join(directory, 'results.json'), `${JSON.stringify(summary, null, 2)}\n`);
+  const tables = [tableOfRows(summary.rows), tableOfDifferences(summary.differences)];
+  writeFileSync(join(directory, 'results.md'), `${tables.map(asMarkdown).join('\n\n')}\n`);
 }

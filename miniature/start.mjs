@@ -44,7 +44,7 @@ const summary = {
   seeds,
   seconds: Math.round((performance.now() - began) / 1000),
 };
-writeResults(join(output, 'results.json'), summary);
+writeResults(output, summary);
 const page = join(output, 'report.html');
 writePage(page, summary);
 const errors = seeds.length > 1 ? `over ${seeds.length} seeds` : 'over prompts (one seed)';
