@@ -1,6 +1,7 @@
 /** One seed of the miniature: the paper's steps, then every method from the same samples, then the held-out prompts. */
 import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
+import { WrpoError } from 'wrpo';
 import { MiniatureRun, modelDir, PREFERENCE, SFT, SOURCES, weightsOf } from './fusion.mjs';
 import { SELECTIONS } from './methods.mjs';
 import { answers, mean } from './task.mjs';
@@ -38,7 +39,8 @@ export async function runSeed(directory, { seed, methods, test, count, say }) {
   const shares = Object.entries(tuning.shares);
   say(`y_ws comes from ${shares.map(([name, share]) => `${name} ${share.toFixed(1)} %`).join(', ')}`);
   const [most, share] = shares.reduce((a, b) => (b[1] > a[1] ? b : a));
-  if (share > LARGEST_SHARE) throw new Error(`${most} wins ${share.toFixed(1)} % of the prompts: no fusion of several`);
+  if (share > LARGEST_SHARE)
+    throw new WrpoError('ERR_DATA', `${most} wins ${share.toFixed(1)} % of the prompts: no fusion of several`);
 
   const sft = { model: modelDir('target'), rows: join(tuning.directory, 'sft.jsonl'), args: SFT };
   const starts = { target: modelDir('target'), 'target-sft': await run.train('sft', sft) };

@@ -43,6 +43,16 @@ it('goes through all steps and says where to look', () => {
   expect(existsSync(join(output, 'seed-21/train/SFT-WRPO/model.safetensors'))).toBe(true);
 });
 
+it.each([
+  [['--prompts', 'many'], '--prompts: expected a number of prompts, found "many"'],
+  [['--seeds', '3'], "Unknown option '--seeds'"],
+])('refuses %j in one sentence', (args, sentence) => {
+  const run = spawnSync(process.execPath, ['miniature/start.mjs', ...args], { cwd: root, encoding: 'utf8' });
+  expect(run.stderr).toContain(sentence);
+  expect(run.stderr.trimEnd()).not.toContain('\n');
+  expect(run.status).toBe(2);
+});
+
 it('takes standard errors over seeds, and over prompts where there is one seed', () => {
   const seed = (target: number[], tuned: number[]) => ({ Target: answers(...target), 'Target-SFT': answers(...tuned) });
   const first = seed([0, 0.5, 1], [0.5, 0.5, 0]);
