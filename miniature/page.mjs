@@ -28,7 +28,8 @@ counting half. Made in ${seconds} s.</p>
 ${table(tableOfRows(rows))}
 <h2>Findings of the paper, whatever their sign</h2>
 <p>Paired differences of mean reward and of win rate; “seeds” is in how many the reward has the finding's sign. A verdict
-other than “not distinguishable” has p &lt; 0.05 in mean reward by Student's t (one seed: over prompts).</p>
+other than “not distinguishable” has p &lt; 0.05 in mean reward by Student's t over the seeds (of one seed: over prompts).
+No correction for their number.</p>
 ${table(tableOfDifferences(differences))}
 <p>${escaped(against(differences))}</p>
 <p>One fixed set of checkpoints, made so that the mechanism the paper describes is there: this compares preference objectives

@@ -25,10 +25,10 @@ function estimate(seeds) {
 
 const rewards = (answers) => answers.map(({ reward }) => reward);
 
-/** @param {Results[]} seeds @returns {Row[]} of what all seeds have */
-export function rowsOf(seeds) {
-  const names = Object.keys(seeds[0]).filter((name) => seeds.every((seed) => name in seed));
-  return names.map((name) => {
+/** Each row over the seeds that have it. @param {Results[]} all @returns {Row[]} */
+export function rowsOf(all) {
+  return [...new Set(all.flatMap(Object.keys))].map((name) => {
+    const seeds = all.filter((seed) => name in seed);
     const reward = estimate(seeds.map((seed) => rewards(seed[name])));
     const won = estimate(seeds.map((seed) => wins(seed[name], seed.Target)));
     const accuracy = mean(seeds.map((seed) => mean(rewards(seed[name]).map((value) => Number(value > 0.9)))));
@@ -39,10 +39,14 @@ export function rowsOf(seeds) {
   });
 }
 
-/** Paired differences of the first to the second, and how many seeds have the sign that the finding wants. */
-export function differencesOf(/** @type {Results[]} */ seeds) {
+/**
+ * Paired differences of the first to the second over the seeds that have both, and in how many the sign is the finding's.
+ * @param {Results[]} all
+ */
+export function differencesOf(all) {
   return FINDINGS.flatMap(([where, finding, better, worse]) => {
-    if (!seeds.every((seed) => better in seed && worse in seed)) return [];
+    const seeds = all.filter((seed) => better in seed && worse in seed);
+    if (seeds.length === 0) return [];
     const pair = (seed) => rewards(seed[better]).map((value, i) => value - seed[worse][i].reward);
     const won = (seed) => {
       const others = wins(seed[worse], seed.Target);
@@ -75,12 +79,13 @@ const plus = (value) => `${value < 0 ? '−' : '+'}${Math.abs(value).toFixed(3)}
 
 /** @param {Row[]} rows */
 export function tableOfRows(rows) {
-  const head = ['model', 'reward', 'right', 'win rate against Target'];
+  const head = ['model', 'reward', 'right', 'win rate against Target', 'seeds'];
   const body = rows.map((row) => [
     row.name,
     `${row.reward.toFixed(3)} ± ${row.reward_stderr.toFixed(3)}`,
     `${(100 * row.accuracy).toFixed(1)} %`,
     row.name === 'Target' ? '' : `${row.win_rate.toFixed(3)} ± ${row.win_rate_stderr.toFixed(3)}`,
+    String(row.seeds),
   ]);
   return { head, body };
 }
