@@ -13,6 +13,7 @@ export { endpointSampler } from './fuse/endpoint.js';
 export { judgeScorer } from './fuse/judge.js';
 export { type LocalOptions, localSampler } from './fuse/local.js';
 export { type Prompt, readPrompts } from './fuse/prompts.js';
+export { type Selection, type SelectOptions, selectRows } from './fuse/quadruples.js';
 export { type Sampler, sampleModel } from './fuse/sample.js';
 export { functionScorer, type Scorer, scoreModel } from './fuse/score.js';
 export { Store } from './fuse/store.js';

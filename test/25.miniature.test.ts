@@ -4,7 +4,6 @@ import { join } from 'node:path';
 import { Template } from '@huggingface/jinja';
 import { Tokenizer } from 'tokenizers';
 import { afterAll, beforeAll, describe, expect, it, test } from 'vitest';
-import { quadruples, sftRows, writeQuadruples, writeSft } from '../examples/miniature/quadruples.mjs';
 import {
   drawExample,
   fnv1a,
@@ -15,23 +14,17 @@ import {
   prompts,
   Rng,
   reward,
-  SKILLS,
   splitOf,
   take,
   unwrap,
   wrap,
-} from '../examples/miniature/skills.mjs';
-import { trainTokenizer, writeTokenizer } from '../examples/miniature/tokenizer.mjs';
+} from '../miniature/skills.mjs';
+import { devPrompts, fusionPrompts, SEEDS, testPrompts } from '../miniature/task.mjs';
+import { trainTokenizer, writeTokenizer } from '../miniature/tokenizer.mjs';
 
 const golden = JSON.parse(readFileSync(new URL('./fixtures/miniature.json', import.meta.url), 'utf8'));
 const dir = mkdtempSync(join(tmpdir(), 'wrpo-miniature-'));
 afterAll(() => rmSync(dir, { recursive: true }));
-
-const jsonl = (file: string) =>
-  readFileSync(file, 'utf8')
-    .trimEnd()
-    .split('\n')
-    .map((line) => JSON.parse(line));
 
 describe('golden data', () => {
   test('random numbers', () => {
@@ -98,6 +91,15 @@ describe('skills', () => {
   });
 });
 
+it('asks nothing on a held-out prompt that occurs in a training text', () => {
+  const held = new Set([...testPrompts(), ...devPrompts()].map(({ prompt }) => prompt));
+  expect(held.size).toBe(1200 + 480);
+  const found = (texts: Iterable<{ prompt: string }>) => [...texts].filter(({ prompt }) => held.has(prompt));
+  for (const model of Object.values(MODELS)) expect(found(pretrainStream(model))).toEqual([]);
+  for (const seed of SEEDS) expect(found(fusionPrompts(seed))).toEqual([]);
+  expect(found(testPrompts(5))).toHaveLength(5);
+});
+
 describe('tokenizer', () => {
   const merges = { target: trainTokenizer(MODELS.target), srcB: trainTokenizer(MODELS.srcB) };
   const load = (name: string) => Tokenizer.fromFile(join(dir, name, 'tokenizer.json'));
@@ -146,60 +148,5 @@ describe('tokenizer', () => {
     expect(await ids(tokenizer, whole)).toEqual([1, ...promptIds, 2, ...responseIds, 3]);
     expect(whole.startsWith(asked)).toBe(true);
     expect([config.pad_token, config.eos_token]).toEqual(['<pad>', '<end>']);
-  });
-});
-
-describe('training files', () => {
-  const rows = quadruples({ seed: 5001, n: 600, split: 'po' });
-  const answers = new Map(prompts(5001, 600, 'po').map((sample) => [sample.prompt, sample]));
-
-  it('prefers gold to the habit, each in its wrapper', () => {
-    const styles = { S: 'bare', N: 'itis', F: 'ans' } as const;
-    let parroted = 0;
-    for (const row of rows) {
-      const { skill, args, gold } = answers.get(row.prompt)!;
-      expect(row.source_chosen).toBe(wrap(styles[skill.family], gold));
-      expect(row.target_chosen).toBe(wrap('arrow', gold));
-      expect(row.rejected).toMatch(/^-> ./);
-      expect(row.rejected).not.toBe(row.target_chosen);
-      expect(reward(row.rejected, gold)).toBeLessThan(0.5);
-      if (row.rejected === wrap('arrow', args[0])) parroted++;
-      else expect(levenshtein(row.rejected, row.target_chosen)).toBe(1);
-    }
-    expect(parroted / rows.length).toBeGreaterThan(0.4);
-    expect(parroted / rows.length).toBeLessThan(0.6);
-    expect(new Set([...answers.values()].map(({ skill }) => skill.name)).size).toBe(SKILLS.length);
-  });
-
-  it('keeps the prompts of the splits apart', () => {
-    const splits = (['po', 'dev', 'test'] as const).map((split) => quadruples({ seed: 7, n: 300, split }));
-    const texts = [...splits.map((list) => new Set(list.map((row) => row.prompt)))];
-    texts.push(new Set(sftRows({ n: 2000 }).map((row) => row.prompt)));
-    expect(new Set(texts.flatMap((set) => [...set])).size).toBe(texts.reduce((sum, set) => sum + set.size, 0));
-    expect(texts[0]!.size).toBe(300);
-  });
-
-  it('applies the habit to the wanted share', () => {
-    const right = (share: number) => {
-      const target = sftRows({ n: 2000, habit: share });
-      const gold = sftRows({ n: 2000, habit: 0 });
-      expect(target.map((row) => row.prompt)).toEqual(gold.map((row) => row.prompt));
-      return target.filter((row, i) => row.completion === gold[i]!.completion).length / 2000;
-    };
-    expect(right(0)).toBe(1);
-    expect(right(0.7)).toBeCloseTo(0.3, 1);
-    expect(right(1)).toBeLessThan(0.05);
-  });
-
-  it('writes JSON lines, the same for the same seed', () => {
-    const [a, b, c] = ['a', 'b', 'c'].map((name) => join(dir, 'files', `${name}.jsonl`)) as [string, string, string];
-    writeQuadruples(a, { seed: 5001, n: 600, split: 'po' });
-    writeQuadruples(b, { seed: 5001, n: 600, split: 'po' });
-    expect(readFileSync(b, 'utf8')).toBe(readFileSync(a, 'utf8'));
-    expect(jsonl(a)).toEqual(rows);
-    expect(quadruples({ seed: 5002, n: 600, split: 'po' })).not.toEqual(rows);
-    writeSft(c, { n: 50, habit: 0.5 });
-    expect(jsonl(c)).toEqual(sftRows({ n: 50, habit: 0.5 }));
-    expect(Object.keys(jsonl(c)[0])).toEqual(['prompt', 'completion']);
   });
 });

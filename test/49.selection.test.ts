@@ -126,6 +126,16 @@ describe('picks', () => {
   });
 });
 
+it('keeps prompts that teach y_ws alone, when it is told to', async () => {
+  const equal = ['x', 'y'].map((text) => ({ text, finish_reason: 'stop' }));
+  const first = { index: 0, score: 1 };
+  expect(pickTarget(equal, [1, 1], { keepTies: true })).toEqual({ best: first, worst: first });
+  expect(pickTarget(equal, [null, null], { keepTies: true })).toBe('no target answer');
+  const selection = selectRows(await storeOfVectors(), { ...RULE, keepTies: true });
+  expect(selection.rows.train).toBe(3);
+  expect(selection.dropped).toEqual({});
+});
+
 describe('the split', () => {
   const ids = Array.from({ length: 1000 }, (_, i) => `p${i}`);
   const count = (parts: string[], part: string) => parts.filter((one) => one === part).length;

@@ -4,10 +4,9 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'nod
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { writeQuadruples } from '../examples/miniature/quadruples.mjs';
-import { MODELS } from '../examples/miniature/skills.mjs';
-import { trainTokenizer, writeTokenizer } from '../examples/miniature/tokenizer.mjs';
 import { Model } from '../lib/model/model.js';
+import { MODELS, prompts, wrap } from '../miniature/skills.mjs';
+import { trainTokenizer, writeTokenizer } from '../miniature/tokenizer.mjs';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const readme = readFileSync(join(root, 'README.md'), 'utf8');
@@ -34,8 +33,17 @@ beforeAll(async () => {
   });
   await model.save(join(dir, 'models/target-sft'));
   await model.close();
-  writeQuadruples(join(dir, 'quadruples.jsonl'), { seed: 1, n: 64 });
-  writeQuadruples(join(dir, 'held_out.jsonl'), { seed: 2, n: 16, split: 'dev' });
+  const quadruples = (seed: number, n: number) =>
+    prompts(seed, n, 'po').map(({ prompt, args, gold }) => {
+      const [source_chosen, target_chosen, rejected] = [
+        wrap('itis', gold),
+        wrap('arrow', gold),
+        wrap('arrow', args[0]!),
+      ];
+      return `${JSON.stringify({ prompt, source_chosen, target_chosen, rejected })}\n`;
+    });
+  writeFileSync(join(dir, 'quadruples.jsonl'), quadruples(1, 64).join(''));
+  writeFileSync(join(dir, 'held_out.jsonl'), quadruples(2, 16).join(''));
 });
 
 afterAll(() => rmSync(dir, { recursive: true, force: true }));

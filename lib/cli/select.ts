@@ -21,6 +21,7 @@ export async function select(options: FusionOptions, rest: string[]): Promise<vo
     selection = selectRows(store, {
       ...{ sources: subsetOf(config), target, scorer: scorerOf(config), seed: config.seed },
       ...{ rank: config.rank, sourceRejected: config.sourceRejected, heldOut: config.heldOut },
+      keepTies: config.keepTies,
       ...{ sftRatio: config.sftRatio, rowSchema: config.rowSchema, format: config.format },
       ...(!options.dryRun && { directory }),
       onPrompt: () => news.add(1),

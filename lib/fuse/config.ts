@@ -157,6 +157,8 @@ const schema = z.strictObject({
   rank: z.union([z.literal(1), z.literal(2)], 'expected 1 or 2').default(1),
   /** Adds y_ls, the worst answer of the source that gave y_ws. */
   sourceRejected: z.boolean().default(false),
+  /** Keeps prompts whose target's, or source's, answers are no better than each other: the rest can still be learnt. */
+  keepTies: z.boolean().default(false),
   /** The share of prompts, those held out aside, that fine-tuning gets. */
   sftRatio: fraction.default(1 / 3),
   /** The share of prompts that are held out or, from 1 on, their number. */

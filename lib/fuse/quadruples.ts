@@ -22,6 +22,8 @@ export interface SelectOptions extends SplitRule {
   rank: 1 | 2;
   /** Adds y_ls. */
   sourceRejected: boolean;
+  /** Keeps prompts whose target's, or source's, answers are no better than each other: the rest can still be learnt. Default false. */
+  keepTies?: boolean;
   /**
    * `authors`: {prompt: {role, content}, chosen: [y_ws, y_wt], rejected: [y_l, y_ls?]}, for prompts of one turn; `flat`:
    * {prompt: [{role, content}], source_chosen, target_chosen, rejected, source_rejected?}.
@@ -103,7 +105,7 @@ function rowOf(
   tally: Tally,
   options: SelectOptions,
 ): object | undefined {
-  const { target, rank, sourceRejected } = options;
+  const { target, rank, sourceRejected, keepTies } = options;
   tally.prompts[part]++;
   const { best, worst } = rankSources(answers);
   const source = best[rank - 1];
@@ -115,10 +117,10 @@ function rowOf(
     return completion(prompt, textOf(source), source);
   }
   if (target === undefined) return undefined;
-  const picked = pickTarget(own?.samples ?? [], own?.scores ?? []);
+  const picked = pickTarget(own?.samples ?? [], own?.scores ?? [], { keepTies });
   if (typeof picked === 'string') return tally.drop(picked);
   const low = worst[rank - 1]!;
-  if (sourceRejected && textOf(low) === textOf(source)) return tally.drop('source answers all alike');
+  if (sourceRejected && !keepTies && textOf(low) === textOf(source)) return tally.drop('source answers all alike');
   const scores = {
     source_chosen: source.score,
     target_chosen: picked.best.score,

@@ -73,10 +73,15 @@ export interface TargetPicks {
   worst: Extreme;
 }
 
-/** y_wt and y_l, or why a prompt teaches nothing. */
-export function pickTarget(samples: readonly Sample[], scores: readonly (number | null)[]): TargetPicks | Reason {
+/** y_wt and y_l, or why a prompt teaches nothing; with `keepTies` it may teach y_ws, though y_wt is no better than y_l. */
+export function pickTarget(
+  samples: readonly Sample[],
+  scores: readonly (number | null)[],
+  { keepTies = false } = {},
+): TargetPicks | Reason {
   const ends = extremes(scores);
   if (!ends) return 'no target answer';
+  if (keepTies) return ends;
   const { best, worst } = ends;
   if (samples[best.index]!.text === samples[worst.index]!.text && best.index !== worst.index) {
     return 'target answers all alike';

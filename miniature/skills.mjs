@@ -268,18 +268,49 @@ export function reward(response, gold, ended = true) {
  * @property {number} merges of its tokenizer
  * @property {number} steps of pre-training
  * @property {number} seed of its stream
+ * @property {{ width: number, layers: number, heads: number, kvHeads: number, ffn: number }} shape
  */
 
 /** @type {Record<'srcA' | 'srcB' | 'srcC' | 'target', Model>} */
 export const MODELS = {
-  srcA: { family: 'S', style: 'bare', merges: 0, steps: 550, seed: 101 },
-  srcB: { family: 'N', style: 'itis', merges: 300, steps: 600, seed: 202 },
-  srcC: { family: 'F', style: 'ans', merges: 160, steps: 400, seed: 303 },
-  target: { family: null, style: 'arrow', merges: 60, steps: 1200, seed: 404 },
+  srcA: {
+    family: 'S',
+    style: 'bare',
+    merges: 0,
+    steps: 550,
+    seed: 101,
+    shape: { width: 96, layers: 4, heads: 4, kvHeads: 2, ffn: 256 },
+  },
+  srcB: {
+    family: 'N',
+    style: 'itis',
+    merges: 300,
+    steps: 600,
+    seed: 202,
+    shape: { width: 128, layers: 3, heads: 4, kvHeads: 4, ffn: 320 },
+  },
+  srcC: {
+    family: 'F',
+    style: 'ans',
+    merges: 160,
+    steps: 400,
+    seed: 303,
+    shape: { width: 96, layers: 5, heads: 6, kvHeads: 2, ffn: 256 },
+  },
+  target: {
+    family: null,
+    style: 'arrow',
+    merges: 60,
+    steps: 1200,
+    seed: 404,
+    shape: { width: 96, layers: 4, heads: 4, kvHeads: 2, ffn: 256 },
+  },
 };
 
 export const TOKENIZER_EXAMPLES = 3000;
 export const BATCH = 64;
+/** The share of its pre-training after which the target takes up its habit. */
+export const HABIT_FROM = 0.85;
 
 /**
  * One pre-training example. A source has its own wrapper and mostly its speciality. The target sees every wrapper, or
@@ -310,7 +341,7 @@ export function* pretrainStream(model) {
   const rng = new Rng(model.seed);
   for (let i = 0; i < TOKENIZER_EXAMPLES; i++) yield drawExample(rng, model);
   for (let step = 0; step < model.steps; step++) {
-    const good = step * 100 >= model.steps * 85 ? habit : null;
+    const good = step >= HABIT_FROM * model.steps ? habit : null;
     for (let i = 0; i < BATCH; i++) yield drawExample(rng, model, good);
   }
 }
