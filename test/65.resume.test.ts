@@ -415,11 +415,14 @@ describe('processes', () => {
     expect(await child.until(() => logged(dir) > 0)).toBe(true);
     const before = logged(dir);
     const result = await child.kill('SIGINT');
-    expect(sentence(result, 1)).toBe('wrpo: stopped');
+    const words = sentence(result, 1);
     expect(logged(dir)).toBeLessThan(before + 4);
     const step = completed(dir);
     expect(step).toBeGreaterThanOrEqual(3);
     expect(step).toBeLessThan(steps);
+    expect(words).toBe(
+      `wrpo: stopped: ${join(dir, `checkpoint-${step}`)} holds the run so far; the same command with --resume-from-checkpoint goes on from there`,
+    );
     expect(existsSync(join(dir, 'model.safetensors'))).toBe(false);
     await succeed([...args, '--resume-from-checkpoint', join(dir, `checkpoint-${step}`)]);
     expectSameRun(dir, straight);
@@ -431,7 +434,7 @@ describe('processes', () => {
     const args = ['train', '--config', config, '--output_dir', dir, '--microbatch_tokens', '100'];
     const child = start(args);
     expect(await child.until(() => existsSync(column) && readJsonLines(column).length > 2)).toBe(true);
-    expect(sentence(await child.kill('SIGINT'), 1)).toBe('wrpo: stopped');
+    expect(sentence(await child.kill('SIGINT'), 1)).toMatch(/^wrpo: stopped: what is in .* is kept; the same/);
     const kept = readFileSync(column, 'utf8');
     expect(readJsonLines(column).length).toBeLessThan(many.length + 1);
     await succeed([...args, '--max_steps', '1', '--resume-from-checkpoint']);

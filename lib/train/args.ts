@@ -166,10 +166,20 @@ function buildSchema({ z }: typeof import('zod')) {
     evalStrategy: strategy.optional(),
     /** Steps between evaluations, or below 1 a part of the run. */
     evalSteps: interval.optional(),
-    /** When to write checkpoints: by default, with `saveSteps`. The final model is always saved. */
-    saveStrategy: strategy.optional(),
+    /**
+     * When to write checkpoints: by default, with `saveSteps`; `best` only when an evaluation is the best so far. The final
+     * model is always saved.
+     */
+    saveStrategy: z.enum(['no', 'steps', 'epoch', 'best']).optional(),
     saveSteps: interval.optional(),
+    /** The latest checkpoint and the best one are always kept. */
     saveTotalLimit: count.optional(),
+    /** The model of the best evaluation is the result; whenever one is the best so far, a checkpoint is written. */
+    loadBestModelAtEnd: z.boolean().default(false),
+    /** With or without `eval_`. Default `loss`. */
+    metricForBestModel: z.string().optional(),
+    /** Default: unless the metric's name ends in `loss`. */
+    greaterIsBetter: z.boolean().optional(),
     saveDtype: z.enum(['float32', 'bfloat16']).default('float32'),
     disableTqdm: z.boolean().default(false),
   });
@@ -311,6 +321,10 @@ export function evaluates({ doEval, evalStrategy }: TrainingArgs): boolean {
   return evalStrategy === 'steps' || evalStrategy === 'epoch' || (doEval ?? evalStrategy === undefined);
 }
 
+/** When to evaluate before the end, if at all. */
+const evaluatesBeforeEnd = ({ evalStrategy, evalSteps }: TrainingArgs): boolean =>
+  evalStrategy === undefined ? evalSteps !== undefined : evalStrategy !== 'no';
+
 /** Whether fine-tuning reads whole texts, as the authors do, so that the loss is on all tokens. */
 export function readsWholeTexts(args: TrainingArgs): boolean {
   const { lossType, templateMode, packing, packingStrategy } = args;
@@ -322,6 +336,10 @@ function contradiction(args: TrainingArgs, given: Record<string, unknown>): stri
   const { lossType, templateMode, maxLength, maxPromptLength = 1 } = args;
   if (templateMode === 'authors' && given.lossType === 'sigmoid') {
     return 'with template_mode authors, loss_type "sigmoid" would mean what it does in the authors\' own files, the mean over both chosen responses; spell "authors_sigmoid" for that, or "dpo" for DPO';
+  }
+  if ((args.loadBestModelAtEnd || args.saveStrategy === 'best') && !evaluatesBeforeEnd(args)) {
+    const what = args.loadBestModelAtEnd ? 'load_best_model_at_end' : 'save_strategy best';
+    return `${what} needs evaluations before the end: set eval_strategy or eval_steps`;
   }
   if (readsWholeTexts(args) && args.completionOnlyLoss) {
     const what =

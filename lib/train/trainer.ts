@@ -1,26 +1,29 @@
 /** The training loop: batches, accumulate, step, log, save. */
-import { createHash } from 'node:crypto';
 import { EventEmitter } from 'node:events';
-import { mkdirSync } from 'node:fs';
-import { join } from 'node:path';
+import { existsSync, mkdirSync } from 'node:fs';
+import { dirname, join, resolve } from 'node:path';
 import { appendLines, writeError, writeFileAtomic } from '../data/files.js';
 import { WrpoError } from '../errors.js';
 import type { Model } from '../model/model.js';
 import { AdamW } from './adamw.js';
 import { evaluates, refuseLossKeys, resolveArgs, type TrainingArgs, type TrainingArgsInput } from './args.js';
+import { looksForBest, noteBest } from './best.js';
 import {
+  type Checkpoint,
   listCheckpoints,
   pruneCheckpoints,
-  type ResumeKey,
   readCheckpoint,
+  recoverCheckpoints,
   saveCheckpoint,
   type TrainerState,
+  verifyCheckpoint,
 } from './checkpoint.js';
 import { evaluateSplit } from './evaluate.js';
 import { MetricMeans, type Metrics, Rate } from './metrics.js';
 import type { Terms } from './objective.js';
 import { type DataOptions, fillReference, type Prepared, prepare, type Split } from './prepare.js';
 import { progressBar } from './progress.js';
+import { resumeKey } from './resume.js';
 import { describeRun, VERSION } from './run.js';
 import { alphaAt, epochOrder, intervalOf, stepsPerEpoch, totalSteps } from './schedule.js';
 import { accumulateBatch, naming } from './step.js';
@@ -62,17 +65,12 @@ export interface TrainResult {
 export interface TrainOptions {
   /** A checkpoint directory, or `true`: the run's latest, and from the start when there is none. */
   resumeFromCheckpoint?: string | boolean;
-  /** Stops after the micro-batch in hand, leaving a checkpoint of the last completed step. */
+  /**
+   * Stops after the micro-batch in hand, of training, evaluation or the reference pass, leaving a checkpoint of the last
+   * completed step; rejects with the signal's reason.
+   */
   signal?: AbortSignal;
 }
-
-/** The arguments that change what a step computes. */
-const RESUME_ARGS = [
-  ...(['lossType', 'beta', 'alpha', 'isDynamic', 'labelSmoothing', 'shuffle', 'seed'] as const),
-  ...(['chosen', 'simpoGamma', 'ipoNormalization', 'sftWeight'] as const),
-  ...(['learningRate', 'lrSchedulerType', 'warmupRatio', 'warmupSteps', 'weightDecay', 'maxGradNorm'] as const),
-  ...(['adamBeta1', 'adamBeta2', 'adamEpsilon', 'microbatchTokens', 'sharePrompt', 'templateMode'] as const),
-];
 
 export class Trainer extends EventEmitter<TrainerEvents> {
   readonly args: TrainingArgs;
@@ -103,19 +101,26 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   /** The same run, a step at a time. */
   async *steps({ resumeFromCheckpoint, signal }: TrainOptions = {}): AsyncGenerator<StepResult, void> {
     const { args } = this;
+    signal?.throwIfAborted();
     const run = await this.#prepare();
+    signal?.throwIfAborted();
     const { model } = run;
     const { rows } = run.train;
     const globalBatch = args.perDeviceTrainBatchSize * args.gradientAccumulationSteps;
     const epochSteps = stepsPerEpoch(rows.length, args);
     const total = totalSteps(epochSteps, args.numTrainEpochs, args.maxSteps);
+    const wantsBest = looksForBest(args);
+    if (wantsBest && !run.eval)
+      throw new WrpoError('ERR_CONFIG', 'to find the best model, there must be evaluation data');
 
     // Before the long work, and before anything of an earlier run is overwritten.
-    const resume = this.#resumeKey(run, total);
-    pruneCheckpoints(args.outputDir);
+    const resume = resumeKey(run, args, this.#options.objective, total);
+    recoverCheckpoints(args.outputDir);
     const from =
       resumeFromCheckpoint === true ? listCheckpoints(args.outputDir).at(-1) : resumeFromCheckpoint || undefined;
-    const checkpoint = from === undefined ? undefined : readCheckpoint(from, resume);
+    const checkpoint = from === undefined ? undefined : await readCheckpoint(from, resume);
+    if (checkpoint) say(`going on from ${checkpoint.dir}, after step ${checkpoint.step} of ${total}`);
+    else if (resumeFromCheckpoint === true) say(`no checkpoint in ${args.outputDir}: starting at step 0`);
     await describeRun(args, this.#options.objective !== undefined, {
       'model weights': run.fingerprint,
       'training data': run.train.hash,
@@ -136,12 +141,15 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     const means = new MetricMeans();
     let state: TrainerState = { global_step: 0, max_steps: total, epoch: 0, log_history: [] };
     let lossSum = 0;
+    // The step of the latest checkpoint in `outputDir`.
+    let saved: number | undefined;
     const save = async () => {
       const dir = await saveCheckpoint(args.outputDir, {
         ...{ model, tokenizer: run.tokenizer, optimizer, state, resume, lossSum },
         ...{ wrpo: VERSION, pending: means.toJSON() },
       });
-      pruneCheckpoints(args.outputDir, dir, args.saveTotalLimit);
+      saved = state.global_step;
+      pruneCheckpoints(dir, args.saveTotalLimit, state.best_model_checkpoint);
       this.emit('save', dir);
     };
 
@@ -151,6 +159,8 @@ export class Trainer extends EventEmitter<TrainerEvents> {
       ({ state, lossSum } = checkpoint);
       means.restore(checkpoint.pending);
       this.#last = state.log_history.at(-1) ?? {};
+      if (resolve(dirname(checkpoint.dir)) === resolve(args.outputDir)) saved = checkpoint.step;
+      this.#forgetMissingBest(state, checkpoint);
     }
     this.#rewindMetrics(state);
 
@@ -162,8 +172,26 @@ export class Trainer extends EventEmitter<TrainerEvents> {
       total,
     });
     const saveEvery = intervalOf(args.saveStrategy, args.saveSteps, { usual: 500, stepsPerEpoch: epochSteps, total });
-    const due = (every: number | undefined) => every !== undefined && state.global_step % every === 0;
+    const due = (every: number | undefined) =>
+      every !== undefined && state.global_step > 0 && state.global_step % every === 0;
+    /** Evaluates, where this step's checkpoint does not hold that already; whether it is the best so far. */
+    const evaluate = async (split: Split): Promise<boolean> => {
+      const last = state.log_history.at(-1);
+      if (last?.step === state.global_step && 'eval_loss' in last) return false;
+      const metrics = await this.#evaluate(run, split, signal);
+      this.#log(state, metrics);
+      return wantsBest && noteBest(state, metrics, args);
+    };
+    const evaluateAndSave = async () => {
+      const best = run.eval && due(evalEvery) && state.global_step < total && (await evaluate(run.eval));
+      if ((best || due(saveEvery)) && saved !== state.global_step) await save();
+    };
     try {
+      if (checkpoint) {
+        // A run that was stopped in an evaluation has its checkpoint from before it.
+        this.#termsAt(run, Math.max(0, state.global_step - 1), total);
+        await evaluateAndSave();
+      }
       while (state.global_step < total) {
         const step = state.global_step;
         const terms = this.#termsAt(run, step, total);
@@ -193,25 +221,26 @@ export class Trainer extends EventEmitter<TrainerEvents> {
           means.reset();
           rate.reset();
         }
-        await rate.without(async () => {
-          if (run.eval && due(evalEvery) && state.global_step < total) {
-            this.#log(state, await this.#evaluate(run, run.eval));
-          }
-          if (due(saveEvery)) await save();
-        });
+        await rate.without(evaluateAndSave);
         const result = { step: state.global_step, totalSteps: total, tokens, metrics };
         this.emit('step', result);
         yield result;
       }
+      this.#alpha = args.alpha;
+      if (run.eval && (await evaluate(run.eval))) {
+        if (saved !== total) await save();
+        // The one that was the best before may go.
+        else pruneCheckpoints(state.best_model_checkpoint!, args.saveTotalLimit, state.best_model_checkpoint);
+      }
     } catch (error) {
-      if (signal?.aborted && state.global_step > 0) await save();
+      if (signal?.aborted && error === signal.reason && state.global_step > 0 && saved !== state.global_step)
+        await save();
       throw error;
     } finally {
       bar.stop();
       await optimizer.close();
     }
-    this.#alpha = args.alpha;
-    if (run.eval) this.#log(state, await this.#evaluate(run, run.eval));
+    if (args.loadBestModelAtEnd) await this.#loadBest(model, state);
     this.#last = { ...this.#last, train_loss: lossSum / total };
     this.#step = state.global_step;
     await this.saveModel();
@@ -285,29 +314,34 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     return [...order.subarray(start, start + globalBatch)];
   }
 
-  async #evaluate(run: Prepared, split: Split): Promise<Metrics> {
-    const metrics = await evaluateSplit(run, split, this.args, this.#alpha);
+  async #evaluate(run: Prepared, split: Split, signal?: AbortSignal): Promise<Metrics> {
+    const metrics = await evaluateSplit(run, split, this.args, this.#alpha, signal);
     this.emit('evaluate', metrics);
     return metrics;
   }
 
-  /** What must be equal for a checkpoint to be continued to the same bits. */
-  #resumeKey({ model, fingerprint, referenceFingerprint, train }: Prepared, total: number): ResumeKey {
-    const { args } = this;
-    return {
-      // As far as it can be seen from outside.
-      'the objective': createHash('sha256').update(sourceOf(this.#options.objective)).digest('hex').slice(0, 16),
-      ...Object.fromEntries(RESUME_ARGS.map((name) => [name, args[name] ?? 'default'])),
-      dtype: model.dtype,
-      ...{ loraR: model.lora?.r, loraAlpha: model.lora?.loraAlpha, loraDropout: model.lora?.loraDropout },
-      ...{ useRslora: model.lora?.useRslora, loraTargetModules: model.lora?.modules.join() },
-      'the global batch': args.perDeviceTrainBatchSize * args.gradientAccumulationSteps,
-      // After the settings that they follow from, so that an error names the cause.
-      'the initial model': fingerprint,
-      'the reference model': referenceFingerprint,
-      'the training data': train.hash,
-      'the number of steps': total,
-    };
+  /** Makes the best evaluation's weights the model's, unless they are. */
+  async #loadBest(model: Model, state: TrainerState): Promise<void> {
+    const { best_model_checkpoint: dir, best_metric, best_global_step } = state;
+    if (dir === undefined || best_global_step === state.global_step) return;
+    await verifyCheckpoint(dir);
+    await model.loadWeights(dir);
+    say(`the best evaluation (${best_metric}) was after step ${best_global_step}: its model is the result`);
+  }
+
+  /** Of a checkpoint that is continued in another place, the best one may have stayed behind. */
+  #forgetMissingBest(state: TrainerState, { dir }: Checkpoint): void {
+    if (state.best_global_step === undefined) return;
+    const name = `checkpoint-${state.best_global_step}`;
+    const found = [this.args.outputDir, dirname(dir)]
+      .map((where) => join(where, name))
+      .find((best) => existsSync(best));
+    if (found === undefined) {
+      say(`${name}, the best so far, is not there any more: the best is looked for from here on`);
+      state.best_metric = undefined;
+      state.best_global_step = undefined;
+    }
+    state.best_model_checkpoint = found;
   }
 
   #log(state: TrainerState, values: Metrics): void {
@@ -325,7 +359,5 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   }
 }
 
-const sourceOf = (objective: unknown): string =>
-  JSON.stringify(objective ?? null, (_, value) => (typeof value === 'function' ? String(value) : value));
 const say = (line: string) => process.stderr.write(`${line}\n`);
 const round = (value: number, digits: number) => Number(value.toFixed(digits));
