@@ -304,12 +304,12 @@ describe('processes', () => {
   const many = tokenRows(120, 21, { longest: 30 });
   const keys = {
     ...{ model_name_or_path: POLICY, dataset_name: path('many.jsonl'), eval_dataset_name: path('held.jsonl') },
-    ...{ beta: 0.1, alpha: 0.5, learning_rate: 1e-3, num_train_epochs: 2, logging_steps: 3, microbatch_tokens: 100 },
-    ...{ per_device_train_batch_size: 8, gradient_accumulation_steps: 1, save_steps: 1, save_total_limit: 3 },
+    ...{ beta: 0.1, alpha: 0.5, learning_rate: 1e-3, num_train_epochs: 4, logging_steps: 3, microbatch_tokens: 100 },
+    ...{ per_device_train_batch_size: 8, gradient_accumulation_steps: 1, save_steps: 6, save_total_limit: 3 },
   };
   const config = path('many.yaml');
   const straight = path('many');
-  const steps = 30;
+  const steps = 60;
 
   beforeAll(async () => {
     writeRows(path('many.jsonl'), many);
@@ -404,7 +404,7 @@ describe('processes', () => {
       top()
         .filter((name) => name.startsWith('checkpoint-'))
         .sort(),
-    ).toEqual([28, 29, 30].map((step) => `checkpoint-${step}`));
+    ).toEqual([48, 54, 60].map((step) => `checkpoint-${step}`));
     console.log(`killed in: ${landed.join(', ')}`);
   }, 90_000);
 

@@ -83,15 +83,16 @@ describe('a signal', () => {
     expect(existsSync(dir)).toBe(false);
   });
 
-  it('just after a checkpoint: it is not written twice', async () => {
+  it('while a checkpoint is written: it becomes whole, and is not written twice', async () => {
     const dir = path('just saved');
     const controller = new AbortController();
     const saved: string[] = [];
-    const save = (where: string) => {
-      saved.push(basename(where));
-      controller.abort();
+    const callbacks: TrainerOptions['callbacks'] = {
+      save: (where) => saved.push(basename(where)),
+      // Its checkpoint is being written.
+      step: ({ step }) => step === 2 && controller.abort(),
     };
-    const run = train(dir, { saveSteps: 2 }, { signal: controller.signal }, { callbacks: { save } });
+    const run = train(dir, { saveSteps: 2 }, { signal: controller.signal }, { callbacks });
     await expect(run).rejects.toMatchObject({ name: 'AbortError' });
     expect(saved).toEqual(['checkpoint-2']);
   });

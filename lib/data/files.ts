@@ -15,6 +15,16 @@ export function syncDirectory(dir: string): void {
   }
 }
 
+/** Waits until a file is on disk, without holding up anything else. */
+export async function syncFile(path: string): Promise<void> {
+  const handle = await open(path, 'r+');
+  try {
+    await handle.sync();
+  } finally {
+    await handle.close();
+  }
+}
+
 /** The length and the CRC-32 (eight hexadecimal digits) of a file. */
 export interface FileSum {
   bytes: number;

@@ -15,7 +15,7 @@ import {
   rmSync,
 } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
-import { syncDirectory, writeError, writeFileAtomic } from '../data/files.js';
+import { syncDirectory, syncFile, writeError, writeFileAtomic } from '../data/files.js';
 import { WrpoError } from '../errors.js';
 import { callNative, type Dtype, type NamedTensor, type NativeAddon } from '../native/addon.js';
 import type { FileTensor } from './families.js';
@@ -223,7 +223,9 @@ async function writeTemporary(native: NativeAddon, path: string, tensors: FileTe
   const handles = tensors.flatMap(({ pieces }) => pieces);
   try {
     await callNative(() => native.writeTensors(temporaryOf(path), header(tensors, dtype), handles, dtype));
+    await syncFile(temporaryOf(path));
   } catch (cause) {
+    rmSync(temporaryOf(path), { force: true });
     throw temporaryError(path, cause);
   }
 }

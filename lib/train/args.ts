@@ -116,6 +116,11 @@ function buildSchema({ z }: typeof import('zod')) {
     adamBeta2: fraction.default(0.999),
     adamEpsilon: positive.default(1e-8),
     maxGradNorm: z.number().min(0).default(1),
+    /**
+     * What a loss or a gradient does that is no number: `stop` before the update, naming the rows, or `skip` the step, say
+     * so, and count it (`skipped_steps`); ten in a row stop the run all the same.
+     */
+    nonFinite: z.enum(['stop', 'skip']).default('stop'),
 
     /** These two only define the global batch; how rows are packed does not change the result. */
     perDeviceTrainBatchSize: count.default(2),
@@ -160,6 +165,8 @@ function buildSchema({ z }: typeof import('zod')) {
     seed: z.number().int().default(42),
 
     loggingSteps: count.default(5),
+    /** `tensorboard`, also in a list: metrics as event files too, in `tensorboard` in the run's directory. */
+    reportTo: z.union([z.string(), z.array(z.string())]).optional(),
     /** Whether evaluation data are used; by default when there are any. */
     doEval: z.boolean().optional(),
     /** When to evaluate before the end: by default, with `evalSteps`. */
@@ -269,6 +276,11 @@ export function resolveArgs(input: Record<string, unknown>, where: Where = 'args
     const fault = strayLossKey(args, own) ?? contradiction(args, values);
     if (fault) throw new WrpoError('ERR_CONFIG', `${at(where)}: ${fault}`);
     const idle = args.usePeft ? [] : LORA_KEYS.filter((key) => own[key] !== undefined && own[key] !== false);
+    const trackers = [args.reportTo ?? []].flat().filter((name) => !['tensorboard', 'all', 'none'].includes(name));
+    if (trackers.length > 0)
+      say(
+        `${at(where)}: ignored report_to ${trackers.join(', ')}: metrics go to metrics.jsonl, and with tensorboard there`,
+      );
     if (idle.length > 0) say(`${at(where)}: ignored ${idle.map(snake).join(', ')}: only use_peft: true makes adapters`);
     return gammaBetaRatio === undefined ? args : { ...args, simpoGamma: gammaBetaRatio * args.beta };
   }
@@ -320,6 +332,10 @@ export function refuseLossKeys(given: Record<string, unknown>): void {
 export function evaluates({ doEval, evalStrategy }: TrainingArgs): boolean {
   return evalStrategy === 'steps' || evalStrategy === 'epoch' || (doEval ?? evalStrategy === undefined);
 }
+
+/** Whether the metrics go to TensorBoard's files as well. */
+export const reportsToTensorboard = ({ reportTo }: TrainingArgs): boolean =>
+  [reportTo].flat().some((name) => name === 'tensorboard' || name === 'all');
 
 /** When to evaluate before the end, if at all. */
 const evaluatesBeforeEnd = ({ evalStrategy, evalSteps }: TrainingArgs): boolean =>

@@ -18,6 +18,8 @@ export interface TrainerState {
   max_steps: number;
   epoch: number;
   log_history: Metrics[];
+  /** Of the steps so far, those that were no update (`nonFinite: 'skip'`). */
+  skipped_steps?: number;
   /** The best evaluation so far, where one is looked for (best.ts). */
   best_metric?: number;
   best_global_step?: number;
@@ -51,7 +53,10 @@ const CHANGED = 'is damaged: its bytes are not those that were written';
 /** Where the checkpoint of a step lies. */
 export const checkpointDirectory = (runDir: string, step: number): string => join(runDir, `checkpoint-${step}`);
 
-/** Writes `runDir/checkpoint-<step>` under a temporary name and renames it when all of it is on disk. */
+/**
+ * Writes `runDir/checkpoint-<step>` under a temporary name and renames it when all of it is on disk. It holds what is there
+ * at the call, whatever is queued later: training goes on meanwhile.
+ */
 export async function saveCheckpoint(
   runDir: string,
   {
@@ -64,16 +69,19 @@ export async function saveCheckpoint(
 ): Promise<string> {
   const dir = checkpointDirectory(runDir, state.global_step);
   const temporary = `${dir}.tmp`;
+  const stateText = `${JSON.stringify(state, null, 1)}\n`;
+  const now: Omit<Manifest, 'files'> = structuredClone({ ...manifest, step: state.global_step });
   try {
     rmSync(temporary, { recursive: true, force: true });
     mkdirSync(temporary, { recursive: true });
-    await model.save(temporary);
+    // Both queued in the engine before anything else is.
+    const writing = [model.save(temporary), optimizer.save(temporary)];
+    for (const result of await Promise.allSettled(writing)) if (result.status === 'rejected') throw result.reason;
     await tokenizer?.saveTo(temporary);
-    await optimizer.save(temporary);
-    writeFileAtomic(join(temporary, 'trainer_state.json'), `${JSON.stringify(state, null, 1)}\n`);
+    writeFileAtomic(join(temporary, 'trainer_state.json'), stateText);
     const files: Manifest['files'] = {};
     for (const name of readdirSync(temporary).sort()) files[name] = await checksum(join(temporary, name));
-    const all = { ...manifest, step: state.global_step, files };
+    const all = { ...now, files };
     writeFileAtomic(join(temporary, MANIFEST), `${JSON.stringify({ ...all, crc32: sumOf(all) }, null, 1)}\n`);
     remove(dir);
     renameSync(temporary, dir);

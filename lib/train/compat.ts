@@ -144,7 +144,7 @@ const IGNORED: readonly [instead: string, keys: string][] = [
   ],
   [
     'metrics.jsonl in output_dir holds a line of metrics every logging_steps',
-    `report_to run_name logging_dir logging_strategy logging_first_step logging_nan_inf_filter log_level log_level_replica
+    `run_name logging_dir logging_strategy logging_first_step logging_nan_inf_filter log_level log_level_replica
      include_tokens_per_second include_num_input_tokens_seen project trackio_space_id wandb_project wandb_entity
      wandb_log_unique_prompts skip_memory_metrics debug`,
   ],

@@ -1,24 +1,23 @@
 /** The training loop: batches, accumulate, step, log, save. */
 import { EventEmitter } from 'node:events';
-import { existsSync, mkdirSync } from 'node:fs';
+import { mkdirSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
-import { appendLines, writeError, writeFileAtomic } from '../data/files.js';
+import { writeError, writeFileAtomic } from '../data/files.js';
 import { WrpoError } from '../errors.js';
 import type { Model } from '../model/model.js';
 import { AdamW } from './adamw.js';
 import { evaluates, refuseLossKeys, resolveArgs, type TrainingArgs, type TrainingArgsInput } from './args.js';
-import { looksForBest, noteBest } from './best.js';
+import { loadBest, locateBest, looksForBest, noteBest } from './best.js';
 import {
-  type Checkpoint,
   listCheckpoints,
   pruneCheckpoints,
   readCheckpoint,
   recoverCheckpoints,
   saveCheckpoint,
   type TrainerState,
-  verifyCheckpoint,
 } from './checkpoint.js';
 import { evaluateSplit } from './evaluate.js';
+import { RunLog } from './log.js';
 import { MetricMeans, type Metrics, Rate } from './metrics.js';
 import type { Terms } from './objective.js';
 import { type DataOptions, fillReference, type Prepared, prepare, type Split } from './prepare.js';
@@ -26,7 +25,8 @@ import { progressBar } from './progress.js';
 import { resumeKey } from './resume.js';
 import { describeRun, VERSION } from './run.js';
 import { alphaAt, epochOrder, intervalOf, stepsPerEpoch, totalSteps } from './schedule.js';
-import { accumulateBatch, naming } from './step.js';
+import { takeStep } from './step.js';
+import type { Warning } from './warnings.js';
 
 export interface TrainerOptions extends DataOptions {
   args: TrainingArgsInput;
@@ -40,6 +40,8 @@ export interface TrainerEvents {
   evaluate: [Metrics];
   /** The reference log-probs are there: computed, or (in hardly any time) read from an earlier run's file. */
   reference: [{ rows: number; seconds: number }];
+  /** Something in the log that a person should look at, when it begins. */
+  warning: [Warning];
   /** The directory of a checkpoint or of the final model. */
   save: [string];
 }
@@ -71,6 +73,9 @@ export interface TrainOptions {
    */
   signal?: AbortSignal;
 }
+
+/** More steps in a row that are not finite are no accident. */
+const MOST_SKIPPED = 10;
 
 export class Trainer extends EventEmitter<TrainerEvents> {
   readonly args: TrainingArgs;
@@ -141,28 +146,38 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     const means = new MetricMeans();
     let state: TrainerState = { global_step: 0, max_steps: total, epoch: 0, log_history: [] };
     let lossSum = 0;
-    // The step of the latest checkpoint in `outputDir`.
+    let skippedInARow = 0;
+    // The step of the latest checkpoint in `outputDir`, and its writing, which goes on while steps are taken.
     let saved: number | undefined;
+    let writing: Promise<void> | undefined;
+    let failure: unknown;
     const save = async () => {
-      const dir = await saveCheckpoint(args.outputDir, {
+      await writing;
+      saved = state.global_step;
+      const { best_model_checkpoint: best } = state;
+      const checkpoint = saveCheckpoint(args.outputDir, {
         ...{ model, tokenizer: run.tokenizer, optimizer, state, resume, lossSum },
         ...{ wrpo: VERSION, pending: means.toJSON() },
       });
-      saved = state.global_step;
-      pruneCheckpoints(dir, args.saveTotalLimit, state.best_model_checkpoint);
-      this.emit('save', dir);
+      writing = checkpoint.then((dir) => {
+        pruneCheckpoints(dir, args.saveTotalLimit, best);
+        this.emit('save', dir);
+      });
+      writing.catch((error) => {
+        failure = error;
+      });
     };
 
     if (checkpoint) {
       await model.loadWeights(checkpoint.dir);
-      await optimizer.load(checkpoint.dir, checkpoint.step);
+      await optimizer.load(checkpoint.dir, checkpoint.step - (checkpoint.state.skipped_steps ?? 0));
       ({ state, lossSum } = checkpoint);
       means.restore(checkpoint.pending);
       this.#last = state.log_history.at(-1) ?? {};
       if (resolve(dirname(checkpoint.dir)) === resolve(args.outputDir)) saved = checkpoint.step;
-      this.#forgetMissingBest(state, checkpoint);
+      locateBest(state, checkpoint.dir, args.outputDir, say);
     }
-    this.#rewindMetrics(state);
+    const log = new RunLog(args, state);
 
     const bar = progressBar('training', total, !args.disableTqdm);
     const rate = new Rate();
@@ -179,7 +194,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
       const last = state.log_history.at(-1);
       if (last?.step === state.global_step && 'eval_loss' in last) return false;
       const metrics = await this.#evaluate(run, split, signal);
-      this.#log(state, metrics);
+      this.#note(log.add(state, metrics));
       return wantsBest && noteBest(state, metrics, args);
     };
     const evaluateAndSave = async () => {
@@ -193,55 +208,70 @@ export class Trainer extends EventEmitter<TrainerEvents> {
         await evaluateAndSave();
       }
       while (state.global_step < total) {
+        if (failure !== undefined) throw failure;
         const step = state.global_step;
         const terms = this.#termsAt(run, step, total);
         const indices = this.#batchIndices(rows.length, globalBatch, epochSteps, step);
-        const { examples, tokens } = await accumulateBatch(run, indices, terms, args, step, signal);
-        const update = await naming(
-          optimizer.step(),
-          step,
-          indices.map((i) => rows[i]!),
-        );
+        const taken = await takeStep(run, optimizer, indices, terms, args, step, signal);
         state.global_step++;
         state.epoch = state.global_step / epochSteps;
 
         // Only now: a step that is stopped half-way is taken again as a whole.
         const stepMeans = new MetricMeans();
-        for (const example of examples) for (const to of [stepMeans, means]) to.add(example, terms);
-        rate.add(tokens);
-        const now: Metrics = { grad_norm: update.gradNorm, learning_rate: update.learningRate };
+        const now: Metrics = {};
+        if (taken instanceof WrpoError) {
+          if (++skippedInARow === MOST_SKIPPED) throw taken;
+          say(taken.message.replace(/^stopped at/, 'skipped'));
+          state.skipped_steps = (state.skipped_steps ?? 0) + 1;
+        } else {
+          skippedInARow = 0;
+          for (const example of taken.examples) for (const to of [stepMeans, means]) to.add(example, terms);
+          rate.add(taken.tokens);
+          Object.assign(now, { grad_norm: taken.gradNorm, learning_rate: taken.learningRate });
+        }
+        if (args.nonFinite === 'skip') now.skipped_steps = state.skipped_steps ?? 0;
         if (run.usesAlpha) now.cur_alpha = this.#alpha;
         const metrics: Metrics = { ...stepMeans.means(), ...now };
-        lossSum += metrics.loss!;
+        lossSum += metrics.loss ?? 0;
         bar.update(state.global_step, { ...metrics, tokens_per_second: rate.perSecond() });
 
         if (due(args.loggingSteps) || state.global_step === total) {
           const cost = { tokens_per_second: rate.perSecond(), peak_memory_bytes: model.memory().peak };
-          this.#log(state, { ...means.means(), ...now, ...cost });
+          this.#note(log.add(state, { ...means.means(), ...now, ...cost }));
           means.reset();
           rate.reset();
         }
         await rate.without(evaluateAndSave);
-        const result = { step: state.global_step, totalSteps: total, tokens, metrics };
+        const result = {
+          step: state.global_step,
+          totalSteps: total,
+          tokens: 'tokens' in taken ? taken.tokens : 0,
+          metrics,
+        };
         this.emit('step', result);
         yield result;
       }
       this.#alpha = args.alpha;
       if (run.eval && (await evaluate(run.eval))) {
         if (saved !== total) await save();
-        // The one that was the best before may go.
-        else pruneCheckpoints(state.best_model_checkpoint!, args.saveTotalLimit, state.best_model_checkpoint);
+        await writing;
+        // What was the best before may go.
+        pruneCheckpoints(state.best_model_checkpoint!, args.saveTotalLimit, state.best_model_checkpoint);
       }
+      await writing;
     } catch (error) {
-      if (signal?.aborted && error === signal.reason && state.global_step > 0 && saved !== state.global_step)
-        await save();
+      if (signal?.aborted && error === signal.reason) {
+        if (state.global_step > 0 && saved !== state.global_step) await save();
+        await writing;
+      }
       throw error;
     } finally {
       bar.stop();
+      await writing?.catch(() => {});
       await optimizer.close();
     }
-    if (args.loadBestModelAtEnd) await this.#loadBest(model, state);
-    this.#last = { ...this.#last, train_loss: lossSum / total };
+    if (args.loadBestModelAtEnd) await loadBest(model, state, say);
+    this.#last = { ...this.#last, train_loss: lossSum / (total - (state.skipped_steps ?? 0)) };
     this.#step = state.global_step;
     await this.saveModel();
     writeFileAtomic(join(args.outputDir, 'trainer_state.json'), `${JSON.stringify(state, null, 1)}\n`);
@@ -320,44 +350,14 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     return metrics;
   }
 
-  /** Makes the best evaluation's weights the model's, unless they are. */
-  async #loadBest(model: Model, state: TrainerState): Promise<void> {
-    const { best_model_checkpoint: dir, best_metric, best_global_step } = state;
-    if (dir === undefined || best_global_step === state.global_step) return;
-    await verifyCheckpoint(dir);
-    await model.loadWeights(dir);
-    say(`the best evaluation (${best_metric}) was after step ${best_global_step}: its model is the result`);
-  }
-
-  /** Of a checkpoint that is continued in another place, the best one may have stayed behind. */
-  #forgetMissingBest(state: TrainerState, { dir }: Checkpoint): void {
-    if (state.best_global_step === undefined) return;
-    const name = `checkpoint-${state.best_global_step}`;
-    const found = [this.args.outputDir, dirname(dir)]
-      .map((where) => join(where, name))
-      .find((best) => existsSync(best));
-    if (found === undefined) {
-      say(`${name}, the best so far, is not there any more: the best is looked for from here on`);
-      state.best_metric = undefined;
-      state.best_global_step = undefined;
-    }
-    state.best_model_checkpoint = found;
-  }
-
-  #log(state: TrainerState, values: Metrics): void {
-    const line = { step: state.global_step, epoch: round(state.epoch, 6), ...values };
-    state.log_history.push(line);
-    appendLines(join(this.args.outputDir, 'metrics.jsonl'), [JSON.stringify(line)]);
+  #note({ line, warnings }: ReturnType<RunLog['add']>): void {
     this.#last = line;
     this.emit('log', line);
-  }
-
-  /** Makes the log what it was at the step a run goes on from: a killed run may have logged further. */
-  #rewindMetrics({ log_history }: TrainerState): void {
-    const lines = log_history.map((line) => `${JSON.stringify(line)}\n`);
-    writeFileAtomic(join(this.args.outputDir, 'metrics.jsonl'), lines.join(''));
+    for (const warning of warnings) {
+      say(`warning: step ${warning.step}: ${warning.message}`);
+      this.emit('warning', warning);
+    }
   }
 }
 
 const say = (line: string) => process.stderr.write(`${line}\n`);
-const round = (value: number, digits: number) => Number(value.toFixed(digits));
