@@ -1,7 +1,7 @@
 /** Writing that survives a crash: temporary name, fsync, rename. */
-import { closeSync, existsSync, fsyncSync, openSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { open } from 'node:fs/promises';
-import { dirname } from 'node:path';
+import { dirname, resolve } from 'node:path';
 import { crc32 } from 'node:zlib';
 import { WrpoError } from '../errors.js';
 
@@ -12,6 +12,24 @@ export function syncDirectory(dir: string): void {
     fsyncSync(handle);
   } finally {
     closeSync(handle);
+  }
+}
+
+/** Makes a directory and those above it, where they are not there. */
+export function makeDirectory(dir: string): void {
+  try {
+    mkdirSync(dir, { recursive: true });
+  } catch (cause) {
+    let reason = cause;
+    try {
+      // Of a read-only file system Node says ENOENT, unless it makes one directory alone.
+      let missing = resolve(dir);
+      while (!existsSync(dirname(missing))) missing = dirname(missing);
+      mkdirSync(missing);
+    } catch (own) {
+      reason = own;
+    }
+    throw writeError(dir, reason);
   }
 }
 

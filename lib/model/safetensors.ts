@@ -6,7 +6,6 @@ import {
   closeSync,
   existsSync,
   fstatSync,
-  mkdirSync,
   openSync,
   readdirSync,
   readFileSync,
@@ -15,7 +14,7 @@ import {
   rmSync,
 } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
-import { syncDirectory, syncFile, writeError, writeFileAtomic } from '../data/files.js';
+import { makeDirectory, syncDirectory, syncFile, writeError, writeFileAtomic } from '../data/files.js';
 import { WrpoError } from '../errors.js';
 import { callNative, type Dtype, type NamedTensor, type NativeAddon } from '../native/addon.js';
 import type { FileTensor } from './families.js';
@@ -305,11 +304,7 @@ export async function saveTogether(
   texts: Record<string, string>,
 ): Promise<void> {
   const paths = [...Object.keys(files), ...Object.keys(texts)].map((name) => join(dir, name));
-  try {
-    mkdirSync(dir, { recursive: true });
-  } catch (cause) {
-    throw writeError(dir, cause);
-  }
+  makeDirectory(dir);
   try {
     // All queued at once: no step of an optimizer can come between two files.
     const writing = Object.entries(files).map(([name, tensors]) =>

@@ -176,9 +176,21 @@ const stepOf = (dir: string) => Number(NAME.exec(basename(dir))?.[1] ?? Number.P
 function remove(dir: string): void {
   if (!existsSync(dir)) return;
   const old = `${dir}.old.tmp`;
-  rmSync(old, { recursive: true, force: true });
-  renameSync(dir, old);
-  rmSync(old, { recursive: true, force: true });
+  removing(old);
+  try {
+    renameSync(dir, old);
+  } catch (cause) {
+    throw writeError(dir, cause);
+  }
+  removing(old);
+}
+
+function removing(path: string): void {
+  try {
+    rmSync(path, { recursive: true, force: true });
+  } catch (cause) {
+    throw writeError(path, cause);
+  }
 }
 
 // Checkpoints and files on their way to their names, or out of the world.
@@ -193,7 +205,7 @@ export function recoverCheckpoints(runDir: string): void {
     // Died between the two renames by which one checkpoint replaces another of the same step.
     if (NAME.test(basename(to)) && !name.includes('.old') && existsSync(join(from, MANIFEST)) && !existsSync(to)) {
       renameSync(from, to);
-    } else rmSync(from, { recursive: true, force: true });
+    } else removing(from);
   }
 }
 

@@ -2,10 +2,10 @@
  * Metrics as a TensorBoard event file: TFRecords (length, its masked CRC-32C, data, its masked CRC-32C, little-endian) of
  * the protocol buffer `tensorflow.Event`, of which the few fields that scalars need are written here.
  */
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { writeFileSync } from 'node:fs';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
-import { writeError } from '../data/files.js';
+import { makeDirectory, writeError } from '../data/files.js';
 import type { Metrics } from './metrics.js';
 
 export class EventFile {
@@ -15,11 +15,7 @@ export class EventFile {
   constructor(dir: string, firstStep: number, now = Date.now()) {
     const seconds = Math.floor(now / 1000);
     this.path = join(dir, `events.out.tfevents.${seconds}.${hostname()}.${process.pid}.0`);
-    try {
-      mkdirSync(dir, { recursive: true });
-    } catch (cause) {
-      throw writeError(dir, cause);
-    }
+    makeDirectory(dir);
     this.#append([string(3, 'brain.Event:2')], now, 0);
     const START = 1;
     this.#append([bytes(7, varintField(1, START))], now, firstStep);

@@ -1,8 +1,7 @@
 /** The training loop: batches, accumulate, step, log, save. */
 import { EventEmitter } from 'node:events';
-import { mkdirSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
-import { writeError, writeFileAtomic } from '../data/files.js';
+import { makeDirectory, writeFileAtomic } from '../data/files.js';
 import { WrpoError } from '../errors.js';
 import type { Model } from '../model/model.js';
 import { AdamW } from './adamw.js';
@@ -316,11 +315,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   #prepare(): Promise<Prepared> {
     this.#prepared ??= (async () => {
       const run = await prepare(this.#options, this.args, say);
-      try {
-        mkdirSync(this.args.outputDir, { recursive: true });
-      } catch (cause) {
-        throw writeError(this.args.outputDir, cause);
-      }
+      makeDirectory(this.args.outputDir);
       return run;
     })();
     return this.#prepared;

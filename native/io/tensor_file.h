@@ -17,8 +17,8 @@ struct TensorRange {
 // Copies the ranges of one file into their destinations, converting dtypes.
 void readTensors(const std::string& path, const std::vector<TensorRange>& ranges);
 
-// Writes header, then every tensor as `dtype`, to a new file. Waiting for the disk is the caller's, so that the engine can
-// compute meanwhile. On any failure the file is removed.
+// Writes header, then every tensor as `dtype`, to a new file. Waiting for the disk is the caller's, so that the engine
+// can compute meanwhile. On any failure the file is removed.
 void writeTensors(const std::string& path, const std::string& header, const std::vector<at::Tensor>& tensors,
                   at::ScalarType dtype);
 
