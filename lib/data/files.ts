@@ -53,7 +53,7 @@ export interface FileSum {
 export async function checksum(path: string): Promise<FileSum> {
   const handle = await open(path, 'r');
   try {
-    const piece = Buffer.allocUnsafe(4 << 20);
+    const piece = Buffer.allocUnsafe(1 << 20);
     let bytes = 0;
     let sum = 0;
     for (;;) {

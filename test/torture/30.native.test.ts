@@ -228,23 +228,28 @@ it('a hundred models opened and closed leave no memory, and a fork in the middle
 });
 
 it('a thousand steps: the resident set stays flat', async () => {
-  // V8 would double its young generation somewhere on the way.
+  // What is not the engine's own would hide it: V8 doubles its young generation somewhere on the way, and each thread's
+  // arena of the C library keeps what was freed.
+  const still = {
+    flags: ['--expose-gc', '--max-semi-space-size=2'],
+    env: { MALLOC_ARENA_MAX: '1', MALLOC_TRIM_THRESHOLD_: '65536' },
+  };
   const found = await value<{ early: number; late: number }>(
     `
     const rows = rowsOf(64, 24).map(({ prompt, responses }) => ({ prompt: [...prompt],
       ...Object.fromEntries(Object.entries(responses).map(([role, list]) => [role, [...list]])) }));
     const trainer = new Trainer({ model: POLICY, trainDataset: rows, args: { outputDir: ${JSON.stringify(path('thousand'))},
-      maxSteps: 1000, perDeviceTrainBatchSize: 4, gradientAccumulationSteps: 1, saveSteps: 250, saveTotalLimit: 1,
+      maxSteps: 1300, perDeviceTrainBatchSize: 4, gradientAccumulationSteps: 1, saveSteps: 250, saveTotalLimit: 1,
       loggingSteps: 10, disableTqdm: true } });
     const samples = [];
     for await (const { step } of trainer.steps()) if (step % 10 === 0) { globalThis.gc(); samples.push(rss()); }
     await trainer.close();
     const mean = (list) => list.reduce((sum, x) => sum + x) / list.length;
-    say({ early: mean(samples.slice(20, 40)), late: mean(samples.slice(80)) });`,
-    { flags: ['--expose-gc', '--max-semi-space-size=2'] },
+    say({ early: mean(samples.slice(20, 45)), late: mean(samples.slice(105)) });`,
+    still,
   );
   console.log(
-    `resident: ${(found.early / 1e6).toFixed(1)} MB around step 300, ${(found.late / 1e6).toFixed(1)} MB around step 900`,
+    `resident: ${(found.early / 1e6).toFixed(1)} MB around step 300, ${(found.late / 1e6).toFixed(1)} MB around step 1200`,
   );
-  expect(found.late - found.early).toBeLessThan(4e6);
+  expect(found.late - found.early).toBeLessThan(2e6);
 }, 300_000);
