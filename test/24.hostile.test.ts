@@ -17,7 +17,7 @@ import { expectFailure, failure, scratchDirectory } from './training.ts';
 const path = scratchDirectory('hostile');
 /** Executions of each property. */
 const RUNS = process.env.TORTURE ? { numRuns: 50_000 } : { numRuns: 200, seed: 1 };
-const TIME = process.env.TORTURE ? 600_000 : 60_000;
+const TIME = process.env.TORTURE ? 1_800_000 : 120_000;
 
 /** What `act` gives, or undefined where it refuses in one sentence; any other end is a finding. */
 async function tried<T>(act: () => T | Promise<T>): Promise<T | undefined> {
