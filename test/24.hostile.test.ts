@@ -201,6 +201,14 @@ describe('model directories', () => {
     expect(() => read(dir)).toThrow(/a pickle, which can run any code when it is read; expected \w+\.safetensors/);
   });
 
+  it('a config.json of more layers than memory has room for', () => {
+    const dir = directory('layers', {});
+    const sizes = { vocab_size: 8, hidden_size: 8, intermediate_size: 8, num_attention_heads: 1 };
+    const json = { model_type: 'llama', ...sizes, num_hidden_layers: 2 ** 53 };
+    writeFileSync(join(dir, 'config.json'), JSON.stringify(json));
+    expect(() => readModelConfig(dir)).toThrow(/"num_hidden_layers" must be at most 10000/);
+  });
+
   it(
     'config.json',
     async () => {
