@@ -10,7 +10,8 @@ class ByNumber extends BaseSequencer {
 
 export default defineConfig({
   test: {
-    include: ['test/*.test.ts'],
+    // `npm run torture`: what takes minutes, and breaks things.
+    include: process.env.TORTURE ? ['test/torture/*.test.ts', 'test/24.hostile.test.ts'] : ['test/*.test.ts'],
     sequence: { sequencer: ByNumber },
     // Every file computes on all cores: side by side they would only wait for each other.
     fileParallelism: false,

@@ -53,4 +53,12 @@ export {
   type PromptLogProbs,
   preferenceLoss,
 } from './train/objective.js';
-export { type StepResult, Trainer, type TrainerOptions, type TrainOptions, type TrainResult } from './train/trainer.js';
+export {
+  type StepResult,
+  Trainer,
+  type TrainerEvents,
+  type TrainerOptions,
+  type TrainOptions,
+  type TrainResult,
+} from './train/trainer.js';
+export { allWarnings, type Warning } from './train/warnings.js';

@@ -444,7 +444,7 @@ describe('what a key means', () => {
     [{ dataset_splits: 'all' }, /"dataset_splits": expected one split/],
     [{ dataset_kwargs: { skip_prepare_dataset: true } }, /"dataset_kwargs": .*expected false for each/],
     [{ chat_template: 7 }, /"chat_template": .*expected string.*found 7/],
-    [{ load_best_model_at_end: true }, /"load_best_model_at_end": the last step's model/],
+    [{ load_best_model_at_end: true }, /load_best_model_at_end needs evaluations before the end: set eval_strategy/],
     [{ eval_steps: 1.5 }, /"eval_steps": expected whole steps/],
     [{ saveSteps: 'often' }, /"save_steps": .*expected number.*found "often"/],
   ])('%j is refused', (changes, message) => refused(changes, message));

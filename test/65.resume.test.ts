@@ -304,12 +304,12 @@ describe('processes', () => {
   const many = tokenRows(120, 21, { longest: 30 });
   const keys = {
     ...{ model_name_or_path: POLICY, dataset_name: path('many.jsonl'), eval_dataset_name: path('held.jsonl') },
-    ...{ beta: 0.1, alpha: 0.5, learning_rate: 1e-3, num_train_epochs: 2, logging_steps: 3, microbatch_tokens: 100 },
-    ...{ per_device_train_batch_size: 8, gradient_accumulation_steps: 1, save_steps: 1, save_total_limit: 3 },
+    ...{ beta: 0.1, alpha: 0.5, learning_rate: 1e-3, num_train_epochs: 4, logging_steps: 3, microbatch_tokens: 100 },
+    ...{ per_device_train_batch_size: 8, gradient_accumulation_steps: 1, save_steps: 6, save_total_limit: 3 },
   };
   const config = path('many.yaml');
   const straight = path('many');
-  const steps = 30;
+  const steps = 60;
 
   beforeAll(async () => {
     writeRows(path('many.jsonl'), many);
@@ -404,7 +404,7 @@ describe('processes', () => {
       top()
         .filter((name) => name.startsWith('checkpoint-'))
         .sort(),
-    ).toEqual([28, 29, 30].map((step) => `checkpoint-${step}`));
+    ).toEqual([48, 54, 60].map((step) => `checkpoint-${step}`));
     console.log(`killed in: ${landed.join(', ')}`);
   }, 90_000);
 
@@ -415,11 +415,14 @@ describe('processes', () => {
     expect(await child.until(() => logged(dir) > 0)).toBe(true);
     const before = logged(dir);
     const result = await child.kill('SIGINT');
-    expect(sentence(result, 1)).toBe('wrpo: stopped');
+    const words = sentence(result, 1);
     expect(logged(dir)).toBeLessThan(before + 4);
     const step = completed(dir);
     expect(step).toBeGreaterThanOrEqual(3);
     expect(step).toBeLessThan(steps);
+    expect(words).toBe(
+      `wrpo: stopped: ${join(dir, `checkpoint-${step}`)} holds the run so far; the same command with --resume-from-checkpoint goes on from there`,
+    );
     expect(existsSync(join(dir, 'model.safetensors'))).toBe(false);
     await succeed([...args, '--resume-from-checkpoint', join(dir, `checkpoint-${step}`)]);
     expectSameRun(dir, straight);
@@ -431,7 +434,7 @@ describe('processes', () => {
     const args = ['train', '--config', config, '--output_dir', dir, '--microbatch_tokens', '100'];
     const child = start(args);
     expect(await child.until(() => existsSync(column) && readJsonLines(column).length > 2)).toBe(true);
-    expect(sentence(await child.kill('SIGINT'), 1)).toBe('wrpo: stopped');
+    expect(sentence(await child.kill('SIGINT'), 1)).toMatch(/^wrpo: stopped: what is in .* is kept; the same/);
     const kept = readFileSync(column, 'utf8');
     expect(readJsonLines(column).length).toBeLessThan(many.length + 1);
     await succeed([...args, '--max_steps', '1', '--resume-from-checkpoint']);

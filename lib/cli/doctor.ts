@@ -1,10 +1,10 @@
 import { existsSync, readFileSync, realpathSync } from 'node:fs';
 import { availableParallelism, cpus } from 'node:os';
-import { dirname, join } from 'node:path';
+import { dirname } from 'node:path';
 import pc from 'picocolors';
 import { readModelConfig } from '../model/config.js';
-import { ADAPTER_WEIGHTS, baseOf, isAdapter, readAdapterConfig } from '../model/lora.js';
-import { readHeader, readModelTensors } from '../model/safetensors.js';
+import { readAdapterTensors, readModelTensors } from '../model/directory.js';
+import { baseOf, isAdapter, readAdapterConfig } from '../model/lora.js';
 import type { NativeAddon } from '../native/addon.js';
 import { type Libtorch, verifyLibtorch } from '../native/libtorch.js';
 import { checkRelease, coreTorchVersion, findCore, findShim, loadNative, requireLibtorch } from '../native/load.js';
@@ -65,7 +65,7 @@ export async function doctor(options: { json?: boolean; model?: string }): Promi
 function describeModel(dir: string): string {
   if (isAdapter(dir)) {
     const { r } = readAdapterConfig(dir);
-    const tensors = readHeader(join(dir, ADAPTER_WEIGHTS));
+    const tensors = readAdapterTensors(dir);
     return `LoRA adapter of rank ${r}, ${tensors.size} tensors, on ${describeModel(baseOf(dir))}`;
   }
   const c = readModelConfig(dir);

@@ -33,21 +33,42 @@ export async function train(command: 'train' | 'sft', options: Options, rest: st
   // Where no progress bar is drawn, the log lines are the progress.
   if (!process.stderr.isTTY || args.disableTqdm) trainer.on('log', (line) => say(describe(line)));
 
+  let checkpoint: string | undefined;
+  trainer.on('save', (dir) => {
+    checkpoint = dir;
+  });
   const controller = new AbortController();
+  try {
+    const { globalStep, trainingLoss } = await withStops(controller, () =>
+      trainer.train({ resumeFromCheckpoint: options.resumeFromCheckpoint, signal: controller.signal }),
+    );
+    say(`done: ${globalStep} steps, loss ${trainingLoss.toFixed(4)}; model and metrics in ${args.outputDir}`);
+  } catch (error) {
+    if (error !== controller.signal.reason) throw error;
+    const kept = checkpoint ? `${checkpoint} holds the run so far` : `what is in ${args.outputDir} is kept`;
+    say(`wrpo: stopped: ${kept}; the same command with --resume-from-checkpoint goes on from there`);
+    process.exitCode = 1;
+  } finally {
+    await trainer.close();
+  }
+}
+
+/** Runs something that Ctrl-C and what schedulers send (SIGTERM) abort; a second time they end the process at once. */
+async function withStops<T>(controller: AbortController, body: () => Promise<T>): Promise<T> {
+  const signals = ['SIGINT', 'SIGTERM'] as const;
+  const ignore = () => {
+    for (const signal of signals) process.removeListener(signal, stop);
+  };
   const stop = () => {
     say('stopping after the micro-batch in hand; again to stop at once');
+    ignore();
     controller.abort();
   };
-  process.once('SIGINT', stop);
+  for (const signal of signals) process.on(signal, stop);
   try {
-    const { globalStep, trainingLoss } = await trainer.train({
-      resumeFromCheckpoint: options.resumeFromCheckpoint,
-      signal: controller.signal,
-    });
-    say(`done: ${globalStep} steps, loss ${trainingLoss.toFixed(4)}; model and metrics in ${args.outputDir}`);
+    return await body();
   } finally {
-    process.removeListener('SIGINT', stop);
-    await trainer.close();
+    ignore();
   }
 }
 

@@ -1,6 +1,8 @@
 /** Writing that survives a crash: temporary name, fsync, rename. */
-import { closeSync, existsSync, fsyncSync, openSync, renameSync, rmSync, writeFileSync } from 'node:fs';
-import { dirname } from 'node:path';
+import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { open } from 'node:fs/promises';
+import { dirname, resolve } from 'node:path';
+import { crc32 } from 'node:zlib';
 import { WrpoError } from '../errors.js';
 
 /** Makes a rename or a new file in `dir` durable. */
@@ -10,6 +12,58 @@ export function syncDirectory(dir: string): void {
     fsyncSync(handle);
   } finally {
     closeSync(handle);
+  }
+}
+
+/** Makes a directory and those above it, where they are not there. */
+export function makeDirectory(dir: string): void {
+  try {
+    mkdirSync(dir, { recursive: true });
+  } catch (cause) {
+    let reason = cause;
+    try {
+      // Of a read-only file system Node says ENOENT, unless it makes one directory alone.
+      let missing = resolve(dir);
+      while (!existsSync(dirname(missing))) missing = dirname(missing);
+      mkdirSync(missing);
+    } catch (own) {
+      reason = own;
+    }
+    throw writeError(dir, reason);
+  }
+}
+
+/** Waits until a file is on disk, without holding up anything else. */
+export async function syncFile(path: string): Promise<void> {
+  const handle = await open(path, 'r+');
+  try {
+    await handle.sync();
+  } finally {
+    await handle.close();
+  }
+}
+
+/** The length and the CRC-32 (eight hexadecimal digits) of a file. */
+export interface FileSum {
+  bytes: number;
+  crc32: string;
+}
+
+/** Reads a file through, a piece at a time; the event loop turns in between. */
+export async function checksum(path: string): Promise<FileSum> {
+  const handle = await open(path, 'r');
+  try {
+    const piece = Buffer.allocUnsafe(1 << 20);
+    let bytes = 0;
+    let sum = 0;
+    for (;;) {
+      const { bytesRead } = await handle.read(piece, 0, piece.length, bytes);
+      if (bytesRead === 0) return { bytes, crc32: sum.toString(16).padStart(8, '0') };
+      sum = crc32(piece.subarray(0, bytesRead), sum);
+      bytes += bytesRead;
+    }
+  } finally {
+    await handle.close();
   }
 }
 

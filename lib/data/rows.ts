@@ -27,7 +27,10 @@ export const fault = (where: string, what: string, cause?: unknown): WrpoError =
 export function readFault(path: string, cause: unknown): WrpoError {
   if (cause instanceof WrpoError) return cause;
   const { code, message } = cause as NodeJS.ErrnoException;
-  return fault(path, code === 'ENOENT' ? 'no such file' : `cannot be read: ${message}`, cause);
+  if (code === 'ENOENT') return fault(path, 'no such file', cause);
+  // A package's misstep over bytes that it did not expect says nothing of them.
+  const stumbled = cause instanceof TypeError || cause instanceof RangeError;
+  return fault(path, `cannot be read: ${stumbled ? 'it is damaged' : message}`, cause);
 }
 
 /** Text, or the bytes themselves where they are not UTF-8: the row that holds them is then refused by its name. */

@@ -22,6 +22,8 @@ export interface RewardConfig extends RewardShape {
   pattern: readonly number[];
 }
 
+const MOST_LAYERS = 10_000;
+
 /** Reads `dir/config.json`. Throws ERR_MODEL naming the file and the key at fault. */
 export function readModelConfig(dir: string): ModelConfig {
   const path = join(dir, 'config.json');
@@ -52,6 +54,8 @@ export function parseModelConfig(json: Json, where = 'config'): ModelConfig {
   const { tied = false, headDim: usualHeadDim } = family.defaults ?? {};
   const hiddenSize = config.whole('hidden_size');
   const layers = config.whole('num_hidden_layers');
+  // Each layer has memory of its own before any weights are read.
+  if (layers > MOST_LAYERS) config.fail(`"num_hidden_layers" must be at most ${MOST_LAYERS}, found ${layers}`);
   const heads = config.whole('num_attention_heads');
   const kvHeads = config.whole('num_key_value_heads', heads);
   if (json.head_dim == null && !usualHeadDim && hiddenSize % heads !== 0)

@@ -29,6 +29,7 @@ import {
   parseModelConfig,
   readModelConfig,
 } from './config.js';
+import { readAdapterTensors, readModelTensors } from './directory.js';
 import { autoDtype } from './dtype.js';
 import { FAMILIES, type FileTensor } from './families.js';
 import {
@@ -54,15 +55,7 @@ import {
   resolveLora,
 } from './lora.js';
 import { packConversations, placeConversations, type Score, type ScoreOptions, scoresOf } from './reward.js';
-import {
-  loadTensors,
-  readHeader,
-  readModelTensors,
-  type StoredTensor,
-  saveModel,
-  saveTogether,
-  wholeTensor,
-} from './safetensors.js';
+import { loadTensors, type StoredTensor, saveModel, saveTogether, wholeTensor } from './safetensors.js';
 
 export interface ModelOptions {
   /**
@@ -126,7 +119,7 @@ export class Model {
     }
     const config = readModelConfig(base);
     const stored = readModelTensors(base);
-    const adapterTensors = adapter && readHeader(join(directory, ADAPTER_WEIGHTS));
+    const adapterTensors = adapter && readAdapterTensors(directory);
     const lora = adapter ?? options.lora;
     const model = Model.#construct(config, options, { directory, base, frozen: lora !== undefined });
     try {
@@ -143,7 +136,7 @@ export class Model {
 
   /** Replaces what is trained, the weights or the adapters, by that of a directory of the same shape, such as a checkpoint. */
   async loadWeights(directory: string): Promise<void> {
-    if (this.#lora) await this.#fillAdapters(readHeader(join(directory, ADAPTER_WEIGHTS)), directory);
+    if (this.#lora) await this.#fillAdapters(readAdapterTensors(directory), directory);
     else await this.#fill(readModelTensors(directory), directory);
   }
 

@@ -2,20 +2,10 @@
  * The safetensors format: eight bytes of header length, a JSON header, then the tensors' bytes. Headers are read and
  * planned here; the bytes themselves are mapped and written by the addon (native/io/tensor_file.h).
  */
-import {
-  closeSync,
-  existsSync,
-  fstatSync,
-  mkdirSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  readSync,
-  renameSync,
-  rmSync,
-} from 'node:fs';
+import { isUtf8 } from 'node:buffer';
+import { closeSync, fstatSync, openSync, readdirSync, readSync, renameSync, rmSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
-import { syncDirectory, writeError, writeFileAtomic } from '../data/files.js';
+import { makeDirectory, syncDirectory, syncFile, writeError, writeFileAtomic } from '../data/files.js';
 import { WrpoError } from '../errors.js';
 import { callNative, type Dtype, type NamedTensor, type NativeAddon } from '../native/addon.js';
 import type { FileTensor } from './families.js';
@@ -67,6 +57,7 @@ export function readHeader(file: string): Map<string, StoredTensor> {
     const headerBytes = Number(stated);
     const text = Buffer.alloc(headerBytes);
     readSync(handle, text, 0, headerBytes, 8);
+    if (!isUtf8(text)) fail(`${corrupt}: its header is not UTF-8`);
     let header: Record<string, { dtype: string; shape: number[]; data_offsets: [number, number] }>;
     try {
       header = JSON.parse(text.toString('utf8'));
@@ -82,9 +73,10 @@ export function readHeader(file: string): Map<string, StoredTensor> {
       const { dtype, shape, data_offsets: range } = entry ?? {};
       if (
         !Array.isArray(shape) ||
-        !shape.every(Number.isInteger) ||
+        !shape.every((size) => Number.isSafeInteger(size) && size >= 0) ||
         !Array.isArray(range) ||
-        !range.every(Number.isInteger)
+        range.length !== 2 ||
+        !range.every(Number.isSafeInteger)
       ) {
         return fail(`${corrupt}: the entry of ${name} lacks a shape or data_offsets`);
       }
@@ -98,40 +90,29 @@ export function readHeader(file: string): Map<string, StoredTensor> {
       }
       tensors.set(name, { file, dtype, shape, offset: 8 + headerBytes + range[0], bytes });
     }
+    const fault = overlap(tensors) ?? repetition(text.toString('utf8'), header);
+    if (fault !== undefined) fail(`${corrupt}: ${fault}`);
     return tensors;
   } finally {
     closeSync(handle);
   }
 }
 
-/** All tensors of a Hugging Face model directory, from `model.safetensors` or the shards that its index names. */
-export function readModelTensors(dir: string): Map<string, StoredTensor> {
-  const index = join(dir, 'model.safetensors.index.json');
-  if (!existsSync(index)) return readHeader(join(dir, 'model.safetensors'));
-  let weightMap: Record<string, string>;
-  try {
-    weightMap = JSON.parse(readFileSync(index, 'utf8')).weight_map;
-    if (typeof weightMap !== 'object' || weightMap === null) throw new Error('no "weight_map"');
-  } catch (cause) {
-    throw new WrpoError('ERR_MODEL', `${index} is not a valid index: ${(cause as Error).message}`, { cause });
+function overlap(tensors: ReadonlyMap<string, StoredTensor>): string | undefined {
+  const places = [...tensors].filter(([, { bytes }]) => bytes > 0).sort(([, a], [, b]) => a.offset - b.offset);
+  for (const [i, [name, { offset }]] of places.entries()) {
+    const [before, { offset: start, bytes }] = places[i - 1] ?? ['', { offset, bytes: 0 }];
+    if (start + bytes > offset) return `${before} and ${name} share bytes`;
   }
-  const tensors = new Map<string, StoredTensor>();
-  for (const [name, shard] of Object.entries(weightMap)) {
-    if (typeof shard !== 'string') {
-      throw new WrpoError('ERR_MODEL', `${index} names no shard for ${name}, found ${JSON.stringify(shard)}`);
-    }
-    if (basename(shard) !== shard || ['', '.', '..'].includes(shard)) {
-      throw new WrpoError('ERR_MODEL', `${index} names a shard outside its directory: "${shard}"`);
-    }
-  }
-  for (const shard of new Set(Object.values(weightMap))) {
-    for (const [name, tensor] of readHeader(join(dir, shard))) tensors.set(name, tensor);
-  }
-  for (const name of Object.keys(weightMap)) {
-    if (!tensors.has(name))
-      throw new WrpoError('ERR_MODEL', `${index} names ${name}, which ${weightMap[name]} does not hold`);
-  }
-  return tensors;
+  return undefined;
+}
+
+/** Of two entries of one name JSON.parse keeps the second, and says nothing. */
+function repetition(text: string, header: Record<string, object>): string | undefined {
+  const strings = text.matchAll(/"[^"\\]*(?:\\.[^"\\]*)*"(\s*:\s*\{)?/g);
+  let written = 0;
+  for (const [, opens] of strings) if (opens !== undefined) written++;
+  return written === Object.keys(header).length ? undefined : 'it names a tensor twice';
 }
 
 /**
@@ -223,7 +204,9 @@ async function writeTemporary(native: NativeAddon, path: string, tensors: FileTe
   const handles = tensors.flatMap(({ pieces }) => pieces);
   try {
     await callNative(() => native.writeTensors(temporaryOf(path), header(tensors, dtype), handles, dtype));
+    await syncFile(temporaryOf(path));
   } catch (cause) {
+    rmSync(temporaryOf(path), { force: true });
     throw temporaryError(path, cause);
   }
 }
@@ -303,11 +286,7 @@ export async function saveTogether(
   texts: Record<string, string>,
 ): Promise<void> {
   const paths = [...Object.keys(files), ...Object.keys(texts)].map((name) => join(dir, name));
-  try {
-    mkdirSync(dir, { recursive: true });
-  } catch (cause) {
-    throw writeError(dir, cause);
-  }
+  makeDirectory(dir);
   try {
     // All queued at once: no step of an optimizer can come between two files.
     const writing = Object.entries(files).map(([name, tensors]) =>

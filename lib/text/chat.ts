@@ -32,6 +32,7 @@ export class ChatTemplate {
       throw new WrpoError('ERR_MODEL', `${where}: the chat template does not compile: ${reason(cause)}`, { cause });
     }
     cure(this.#template.parsed.body);
+    bound(this.#template.parsed.body);
   }
 
   /** The text of a conversation. */
@@ -40,13 +41,16 @@ export class ChatTemplate {
     const context = {
       ...specials,
       ...PYTHON,
+      ...bounds(),
       messages,
       tools: null,
       documents: null,
       add_generation_prompt: addGenerationPrompt,
     };
     try {
-      return this.#template.render(context);
+      const text = this.#template.render(context);
+      requireSmall(text);
+      return text;
     } catch (cause) {
       const turns = messages.map(({ role }) => role).join(', ');
       if (cause instanceof Refusal) {
@@ -64,7 +68,13 @@ function requireText({ role, content }: Message, index: number): void {
   }
 }
 
-const reason = (cause: unknown): string => (cause instanceof Error ? cause.message : String(cause));
+/** A failure in words; the package's own missteps over a template that is none say nothing of it. */
+function reason(cause: unknown): string {
+  if (cause instanceof TypeError && /^Cannot read|is not (a function|iterable)/.test(cause.message)) {
+    return 'it is cut off or malformed';
+  }
+  return cause instanceof Error ? cause.message : String(cause);
+}
 
 /** A template's own `raise_exception`: the conversation is at fault, not the template. */
 class Refusal extends Error {}
@@ -141,10 +151,47 @@ const PYTHON = {
   },
 };
 
+/** As Python's sandbox has it. */
+const LONGEST_RANGE = 100_000;
+/** Rounds of loops and calls of macros in one rendering, which takes a second or two then. */
+const MOST_ROUNDS = 100_000;
+const LONGEST_TEXT = 1 << 24;
+const LONGEST_LIST = 1 << 20;
+
+function requireSmall(value: unknown): void {
+  const [limit, what] = Array.isArray(value) ? [LONGEST_LIST, 'elements'] : [LONGEST_TEXT, 'characters'];
+  const { length = 0 } = (value ?? {}) as { length?: number };
+  if (length > limit) throw new RangeError(`a value of ${length} ${what} is longer than ${limit}`);
+}
+
+/** Counts and measures for one rendering, which the nodes of `bound` call. */
+function bounds(): Record<string, (...values: never[]) => unknown> {
+  let rounds = 0;
+  return {
+    'python round': () => {
+      if (++rounds > MOST_ROUNDS) throw new RangeError(`it is still looping after ${MOST_ROUNDS} rounds`);
+      return '';
+    },
+    'python measure': (value: unknown) => {
+      requireSmall(value);
+      return '';
+    },
+    'python range': (first: number, second?: number, step = 1) => {
+      const [start, stop] = second === undefined ? [0, first] : [first, second];
+      const length = Math.max(0, Math.ceil((stop - start) / step));
+      if (step === 0) throw new RangeError('range() step must not be zero');
+      if (!(length <= LONGEST_RANGE)) throw new RangeError(`a range of ${length} is longer than ${LONGEST_RANGE}`);
+      return Array.from({ length }, (_, i) => start + i * step);
+    },
+  };
+}
+
 const python = (name: string) => ({ type: 'Identifier', value: `python ${name}` });
 
 interface Node {
   type?: string;
+  assignee?: Node;
+  body?: Node[];
   value?: unknown;
   callee?: Node & { object?: Node; property?: Node; computed?: boolean };
   args?: Node[];
@@ -165,7 +212,7 @@ function cure(tree: unknown): void {
 function cureCall(node: Node): void {
   const { callee, args = [] } = node;
   const name = String(callee?.value);
-  if (callee?.type === 'Identifier' && /^(strftime_now|raise_exception)$/.test(name)) node.callee = python(name);
+  if (callee?.type === 'Identifier' && /^(strftime_now|raise_exception|range)$/.test(name)) node.callee = python(name);
   if (callee?.type !== 'MemberExpression' || callee.computed) return;
   const method = String(callee.property?.value);
   if (/^[lr]?strip$/.test(method)) Object.assign(node, { callee: python(method), args: [callee.object, ...args] });
@@ -179,4 +226,24 @@ function cureTrim(node: Node): void {
     arg.type === 'KeywordArgumentExpression' ? (arg.value as Node) : arg,
   );
   Object.assign(node, { type: 'CallExpression', callee: python('trim'), args: [operand, ...args] });
+}
+
+/**
+ * Puts bounds into a template, which may come from anywhere: every round of a loop and every call of a macro is counted, and
+ * what a variable is set to is measured, since only so can a value grow from round to round.
+ */
+function bound(tree: unknown): void {
+  if (typeof tree !== 'object' || tree === null) return;
+  const call = (name: string, ...args: Node[]): Node => ({ type: 'CallExpression', callee: python(name), args });
+  const children: unknown[] = tree instanceof Map ? [...tree].flat() : Object.values(tree);
+  for (const child of children) bound(child);
+  const { type, body } = tree as Node;
+  if ((type === 'For' || type === 'Macro') && body) body.unshift(call('round'));
+  if (!Array.isArray(tree)) return;
+  for (let i = tree.length - 1; i >= 0; i--) {
+    const { type: kind, assignee } = (tree[i] ?? {}) as Node;
+    if (kind === 'Set' && /^(Identifier|MemberExpression)$/.test(String(assignee?.type))) {
+      tree.splice(i + 1, 0, call('measure', assignee!));
+    }
+  }
 }

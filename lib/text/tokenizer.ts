@@ -188,7 +188,8 @@ interface TokenizerFiles {
 async function readTokenizerFiles(dir: string): Promise<TokenizerFiles> {
   const path = (name: string): string => join(dir, name);
   const json = await read(path('tokenizer.json'));
-  const { added_tokens = [], normalizer, pre_tokenizer } = parse<TokenizerJson>(json, path('tokenizer.json'));
+  const { added_tokens, normalizer, pre_tokenizer } = parse<TokenizerJson>(json, path('tokenizer.json'));
+  const added = addedTokens(added_tokens, path('tokenizer.json'));
   const config = parse<TokenizerConfig>(await read(path('tokenizer_config.json')), path('tokenizer_config.json'));
   const mapJson = await readIfThere(path('special_tokens_map.json'));
   const map = mapJson === undefined ? {} : parse<object>(mapJson, path('special_tokens_map.json'));
@@ -196,11 +197,19 @@ async function readTokenizerFiles(dir: string): Promise<TokenizerFiles> {
   const named = config.added_tokens_decoder === undefined ? { ...config, ...map } : { ...map, ...config };
   return {
     json,
-    specialIds: added_tokens.filter(({ special }) => special).map(({ id }) => id),
-    separators: new Map(separators(added_tokens, JSON.stringify([normalizer, pre_tokenizer]))),
+    specialIds: added.filter(({ special }) => special).map(({ id }) => id),
+    separators: new Map(separators(added, JSON.stringify([normalizer, pre_tokenizer]))),
     specials: Object.fromEntries(Object.entries(named).flatMap(specialToken)),
     template: (await readIfThere(path('chat_template.jinja'))) ?? defaultTemplate(config),
   };
+}
+
+function addedTokens(list: unknown, path: string): Required<TokenizerJson>['added_tokens'] {
+  const tokens = list ?? [];
+  const isToken = (one: { id?: unknown; content?: unknown } | null) =>
+    Number.isInteger(one?.id) && typeof one?.content === 'string';
+  if (Array.isArray(tokens) && tokens.every(isToken)) return tokens;
+  throw unreadable(path, new TypeError('expected "added_tokens" to be a list of {id, content}'));
 }
 
 /**
@@ -222,8 +231,8 @@ function specialToken([key, value]: [string, unknown]): [string, string][] {
 }
 
 function defaultTemplate({ chat_template: template }: TokenizerConfig): string | undefined {
-  if (Array.isArray(template)) return template.find(({ name }) => name === 'default')?.template;
-  return typeof template === 'string' ? template : undefined;
+  const chosen = Array.isArray(template) ? template.find((one) => one?.name === 'default')?.template : template;
+  return typeof chosen === 'string' ? chosen : undefined;
 }
 
 function loadNative(): Native {

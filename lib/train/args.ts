@@ -116,6 +116,11 @@ function buildSchema({ z }: typeof import('zod')) {
     adamBeta2: fraction.default(0.999),
     adamEpsilon: positive.default(1e-8),
     maxGradNorm: z.number().min(0).default(1),
+    /**
+     * What a loss or a gradient does that is no number: `stop` before the update, naming the rows, or `skip` the step, say
+     * so, and count it (`skipped_steps`); ten in a row stop the run all the same.
+     */
+    nonFinite: z.enum(['stop', 'skip']).default('stop'),
 
     /** These two only define the global batch; how rows are packed does not change the result. */
     perDeviceTrainBatchSize: count.default(2),
@@ -160,16 +165,28 @@ function buildSchema({ z }: typeof import('zod')) {
     seed: z.number().int().default(42),
 
     loggingSteps: count.default(5),
+    /** `tensorboard`, also in a list: metrics as event files too, in `tensorboard` in the run's directory. */
+    reportTo: z.union([z.string(), z.array(z.string())]).optional(),
     /** Whether evaluation data are used; by default when there are any. */
     doEval: z.boolean().optional(),
     /** When to evaluate before the end: by default, with `evalSteps`. */
     evalStrategy: strategy.optional(),
     /** Steps between evaluations, or below 1 a part of the run. */
     evalSteps: interval.optional(),
-    /** When to write checkpoints: by default, with `saveSteps`. The final model is always saved. */
-    saveStrategy: strategy.optional(),
+    /**
+     * When to write checkpoints: by default, with `saveSteps`; `best` only when an evaluation is the best so far. The final
+     * model is always saved.
+     */
+    saveStrategy: z.enum(['no', 'steps', 'epoch', 'best']).optional(),
     saveSteps: interval.optional(),
+    /** The latest checkpoint and the best one are always kept. */
     saveTotalLimit: count.optional(),
+    /** The model of the best evaluation is the result; whenever one is the best so far, a checkpoint is written. */
+    loadBestModelAtEnd: z.boolean().default(false),
+    /** With or without `eval_`. Default `loss`. */
+    metricForBestModel: z.string().optional(),
+    /** Default: unless the metric's name ends in `loss`. */
+    greaterIsBetter: z.boolean().optional(),
     saveDtype: z.enum(['float32', 'bfloat16']).default('float32'),
     disableTqdm: z.boolean().default(false),
   });
@@ -259,6 +276,11 @@ export function resolveArgs(input: Record<string, unknown>, where: Where = 'args
     const fault = strayLossKey(args, own) ?? contradiction(args, values);
     if (fault) throw new WrpoError('ERR_CONFIG', `${at(where)}: ${fault}`);
     const idle = args.usePeft ? [] : LORA_KEYS.filter((key) => own[key] !== undefined && own[key] !== false);
+    const trackers = [args.reportTo ?? []].flat().filter((name) => !['tensorboard', 'all', 'none'].includes(name));
+    if (trackers.length > 0)
+      say(
+        `${at(where)}: ignored report_to ${trackers.join(', ')}: metrics go to metrics.jsonl, and with tensorboard there`,
+      );
     if (idle.length > 0) say(`${at(where)}: ignored ${idle.map(snake).join(', ')}: only use_peft: true makes adapters`);
     return gammaBetaRatio === undefined ? args : { ...args, simpoGamma: gammaBetaRatio * args.beta };
   }
@@ -311,6 +333,14 @@ export function evaluates({ doEval, evalStrategy }: TrainingArgs): boolean {
   return evalStrategy === 'steps' || evalStrategy === 'epoch' || (doEval ?? evalStrategy === undefined);
 }
 
+/** Whether the metrics go to TensorBoard's files as well. */
+export const reportsToTensorboard = ({ reportTo }: TrainingArgs): boolean =>
+  [reportTo].flat().some((name) => name === 'tensorboard' || name === 'all');
+
+/** When to evaluate before the end, if at all. */
+const evaluatesBeforeEnd = ({ evalStrategy, evalSteps }: TrainingArgs): boolean =>
+  evalStrategy === undefined ? evalSteps !== undefined : evalStrategy !== 'no';
+
 /** Whether fine-tuning reads whole texts, as the authors do, so that the loss is on all tokens. */
 export function readsWholeTexts(args: TrainingArgs): boolean {
   const { lossType, templateMode, packing, packingStrategy } = args;
@@ -322,6 +352,10 @@ function contradiction(args: TrainingArgs, given: Record<string, unknown>): stri
   const { lossType, templateMode, maxLength, maxPromptLength = 1 } = args;
   if (templateMode === 'authors' && given.lossType === 'sigmoid') {
     return 'with template_mode authors, loss_type "sigmoid" would mean what it does in the authors\' own files, the mean over both chosen responses; spell "authors_sigmoid" for that, or "dpo" for DPO';
+  }
+  if ((args.loadBestModelAtEnd || args.saveStrategy === 'best') && !evaluatesBeforeEnd(args)) {
+    const what = args.loadBestModelAtEnd ? 'load_best_model_at_end' : 'save_strategy best';
+    return `${what} needs evaluations before the end: set eval_strategy or eval_steps`;
   }
   if (readsWholeTexts(args) && args.completionOnlyLoss) {
     const what =

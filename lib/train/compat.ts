@@ -112,7 +112,6 @@ const FIXED: Record<string, [same: readonly unknown[], why: string]> = {
   group_by_length: [[false], 'batches are drawn without regard to length'],
   train_sampling_strategy: [['random'], 'shuffle says how rows are drawn'],
   shuffle_dataset: [[false], 'shuffle says how rows are drawn'],
-  load_best_model_at_end: [[false], "the last step's model is the result; save_steps keeps earlier ones"],
   resume_from_checkpoint: [[false], 'give it on the command line: --resume-from-checkpoint'],
 };
 
@@ -145,7 +144,7 @@ const IGNORED: readonly [instead: string, keys: string][] = [
   ],
   [
     'metrics.jsonl in output_dir holds a line of metrics every logging_steps',
-    `report_to run_name logging_dir logging_strategy logging_first_step logging_nan_inf_filter log_level log_level_replica
+    `run_name logging_dir logging_strategy logging_first_step logging_nan_inf_filter log_level log_level_replica
      include_tokens_per_second include_num_input_tokens_seen project trackio_space_id wandb_project wandb_entity
      wandb_log_unique_prompts skip_memory_metrics debug`,
   ],
@@ -158,7 +157,7 @@ const IGNORED: readonly [instead: string, keys: string][] = [
   [
     'checkpoints hold all that a run needs to go on, as safetensors, and --resume-from-checkpoint goes on from them',
     `save_only_model save_safetensors overwrite_output_dir ignore_data_skip restore_callback_states_from_checkpoint do_train
-     do_predict metric_for_best_model greater_is_better`,
+     do_predict`,
   ],
   [
     'evaluation gives the metrics of training, on all rows, and nothing else',

@@ -9,12 +9,14 @@ import { logProbsOf } from './reference.js';
 
 /**
  * `eval_…` metrics with the final alpha, so that they can be compared over time; `eval_loss_current_alpha` beside them.
+ * Throws the signal's reason, after the micro-batch in hand, once it is aborted.
  */
 export async function evaluateSplit(
   run: Prepared,
   split: Split,
   args: TrainingArgs,
   currentAlpha: number,
+  signal?: AbortSignal,
 ): Promise<Metrics> {
   const bar = progressBar('evaluation', split.rows.length, !args.disableTqdm);
   const final = { terms: run.termsAt(args.alpha), means: new MetricMeans() };
@@ -22,6 +24,7 @@ export async function evaluateSplit(
   let done = 0;
   try {
     for (const part of splitMicrobatches(split.rows, run.roles, args.microbatchTokens)) {
+      signal?.throwIfAborted();
       const indices = part.map((_, i) => done + i);
       const reference = await referenceOf(run, split, part, indices, args.sharePrompt);
       const logps = await logProbsOf(run.model, part, run.roles, args.sharePrompt);

@@ -23,11 +23,11 @@ export function totalSteps(stepsPerEpoch: number, epochs: number, maxSteps: numb
  * the strategy `steps` means by itself.
  */
 export function intervalOf(
-  strategy: 'no' | 'steps' | 'epoch' | undefined,
+  strategy: 'no' | 'steps' | 'epoch' | 'best' | undefined,
   every: number | undefined,
   { usual, stepsPerEpoch, total }: { usual: number; stepsPerEpoch: number; total: number },
 ): number | undefined {
-  if (strategy === 'no') return undefined;
+  if (strategy === 'no' || strategy === 'best') return undefined;
   if (strategy === 'epoch') return stepsPerEpoch;
   const steps = every ?? (strategy === 'steps' ? usual : undefined);
   return steps !== undefined && steps < 1 ? Math.ceil(steps * total) : steps;

@@ -1,17 +1,48 @@
-/** One global batch: packed into micro-batches, accumulated. */
+/** One step: a global batch, packed into micro-batches and accumulated, and the update. */
 import { type PackedBatch, packRows, splitMicrobatches, withContests } from '../data/pack.js';
 import type { Role } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
 import type { Model } from '../model/model.js';
 import type { AdapterUse, ComputeDtype } from '../native/addon.js';
 import type { EncodedRow } from '../text/encode.js';
+import type { AdamW } from './adamw.js';
 import type { TrainingArgs } from './args.js';
 import { countResponseTokens, countTokens, type Example, logProbsOfRow } from './metrics.js';
 import { lossOf, type PromptLogProbs, type Terms } from './objective.js';
 import { type Prepared, referenceOf } from './prepare.js';
 import type { ReferenceColumn } from './reference.js';
 
-export interface AccumulatedBatch {
+export interface Step extends AccumulatedBatch {
+  /** Before clipping. */
+  gradNorm: number;
+  learningRate: number;
+}
+
+/**
+ * Takes a step on the training rows at `indices`; `step` is the number of steps before it. A loss or gradient that is not
+ * finite changes nothing: it throws ERR_NON_FINITE naming step and rows, or with `nonFinite: 'skip'` is returned.
+ */
+export async function takeStep(
+  run: Prepared,
+  optimizer: AdamW,
+  indices: readonly number[],
+  terms: Terms,
+  args: TrainingArgs,
+  step: number,
+  signal?: AbortSignal,
+): Promise<Step | WrpoError> {
+  try {
+    const batch = await accumulateBatch(run, indices, terms, args, step, signal);
+    const rows = indices.map((i) => run.train.rows[i]!);
+    return { ...batch, ...(await naming(optimizer.step(), step, rows)) };
+  } catch (error) {
+    if (args.nonFinite === 'stop' || !(error instanceof WrpoError) || error.code !== 'ERR_NON_FINITE') throw error;
+    await run.model.zeroGradients();
+    return error;
+  }
+}
+
+interface AccumulatedBatch {
   examples: Example[];
   /** Real tokens of all sequences. */
   tokens: number;
@@ -21,7 +52,7 @@ export interface AccumulatedBatch {
  * Adds the gradient of the mean objective over the training rows at `indices` (for `sft`, the mean over their tokens).
  * `step` is the number of completed steps. Throws the signal's reason, with the gradients zeroed, once it is aborted.
  */
-export async function accumulateBatch(
+async function accumulateBatch(
   run: Prepared,
   indices: readonly number[],
   terms: Terms,
@@ -113,7 +144,7 @@ function promptsOf(packed: PackedBatch, logps: Float64Array, reference: Referenc
 const rolesIn = ({ rows, roles }: PackedBatch): Role[] => roles.slice(0, roles.length / rows.length);
 
 /** A promise whose ERR_NON_FINITE says which step and rows it was about. */
-export async function naming<T>(promise: Promise<T>, step: number, rows: readonly EncodedRow[]): Promise<T> {
+async function naming<T>(promise: Promise<T>, step: number, rows: readonly EncodedRow[]): Promise<T> {
   try {
     return await promise;
   } catch (error) {

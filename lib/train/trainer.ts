@@ -1,29 +1,31 @@
 /** The training loop: batches, accumulate, step, log, save. */
-import { createHash } from 'node:crypto';
 import { EventEmitter } from 'node:events';
-import { mkdirSync } from 'node:fs';
-import { join } from 'node:path';
-import { appendLines, writeError, writeFileAtomic } from '../data/files.js';
+import { dirname, join, resolve } from 'node:path';
+import { makeDirectory, writeFileAtomic } from '../data/files.js';
 import { WrpoError } from '../errors.js';
 import type { Model } from '../model/model.js';
 import { AdamW } from './adamw.js';
 import { evaluates, refuseLossKeys, resolveArgs, type TrainingArgs, type TrainingArgsInput } from './args.js';
+import { loadBest, locateBest, looksForBest, noteBest } from './best.js';
 import {
   listCheckpoints,
   pruneCheckpoints,
-  type ResumeKey,
   readCheckpoint,
+  recoverCheckpoints,
   saveCheckpoint,
   type TrainerState,
 } from './checkpoint.js';
 import { evaluateSplit } from './evaluate.js';
+import { RunLog } from './log.js';
 import { MetricMeans, type Metrics, Rate } from './metrics.js';
 import type { Terms } from './objective.js';
 import { type DataOptions, fillReference, type Prepared, prepare, type Split } from './prepare.js';
 import { progressBar } from './progress.js';
+import { resumeKey } from './resume.js';
 import { describeRun, VERSION } from './run.js';
 import { alphaAt, epochOrder, intervalOf, stepsPerEpoch, totalSteps } from './schedule.js';
-import { accumulateBatch, naming } from './step.js';
+import { takeStep } from './step.js';
+import type { Warning } from './warnings.js';
 
 export interface TrainerOptions extends DataOptions {
   args: TrainingArgsInput;
@@ -37,6 +39,8 @@ export interface TrainerEvents {
   evaluate: [Metrics];
   /** The reference log-probs are there: computed, or (in hardly any time) read from an earlier run's file. */
   reference: [{ rows: number; seconds: number }];
+  /** Something in the log that a person should look at, when it begins. */
+  warning: [Warning];
   /** The directory of a checkpoint or of the final model. */
   save: [string];
 }
@@ -62,17 +66,15 @@ export interface TrainResult {
 export interface TrainOptions {
   /** A checkpoint directory, or `true`: the run's latest, and from the start when there is none. */
   resumeFromCheckpoint?: string | boolean;
-  /** Stops after the micro-batch in hand, leaving a checkpoint of the last completed step. */
+  /**
+   * Stops after the micro-batch in hand, of training, evaluation or the reference pass, leaving a checkpoint of the last
+   * completed step; rejects with the signal's reason.
+   */
   signal?: AbortSignal;
 }
 
-/** The arguments that change what a step computes. */
-const RESUME_ARGS = [
-  ...(['lossType', 'beta', 'alpha', 'isDynamic', 'labelSmoothing', 'shuffle', 'seed'] as const),
-  ...(['chosen', 'simpoGamma', 'ipoNormalization', 'sftWeight'] as const),
-  ...(['learningRate', 'lrSchedulerType', 'warmupRatio', 'warmupSteps', 'weightDecay', 'maxGradNorm'] as const),
-  ...(['adamBeta1', 'adamBeta2', 'adamEpsilon', 'microbatchTokens', 'sharePrompt', 'templateMode'] as const),
-];
+/** More steps in a row that are not finite are no accident. */
+const MOST_SKIPPED = 10;
 
 export class Trainer extends EventEmitter<TrainerEvents> {
   readonly args: TrainingArgs;
@@ -103,19 +105,26 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   /** The same run, a step at a time. */
   async *steps({ resumeFromCheckpoint, signal }: TrainOptions = {}): AsyncGenerator<StepResult, void> {
     const { args } = this;
+    signal?.throwIfAborted();
     const run = await this.#prepare();
+    signal?.throwIfAborted();
     const { model } = run;
     const { rows } = run.train;
     const globalBatch = args.perDeviceTrainBatchSize * args.gradientAccumulationSteps;
     const epochSteps = stepsPerEpoch(rows.length, args);
     const total = totalSteps(epochSteps, args.numTrainEpochs, args.maxSteps);
+    const wantsBest = looksForBest(args);
+    if (wantsBest && !run.eval)
+      throw new WrpoError('ERR_CONFIG', 'to find the best model, there must be evaluation data');
 
     // Before the long work, and before anything of an earlier run is overwritten.
-    const resume = this.#resumeKey(run, total);
-    pruneCheckpoints(args.outputDir);
+    const resume = resumeKey(run, args, this.#options.objective, total);
+    recoverCheckpoints(args.outputDir);
     const from =
       resumeFromCheckpoint === true ? listCheckpoints(args.outputDir).at(-1) : resumeFromCheckpoint || undefined;
-    const checkpoint = from === undefined ? undefined : readCheckpoint(from, resume);
+    const checkpoint = from === undefined ? undefined : await readCheckpoint(from, resume);
+    if (checkpoint) say(`going on from ${checkpoint.dir}, after step ${checkpoint.step} of ${total}`);
+    else if (resumeFromCheckpoint === true) say(`no checkpoint in ${args.outputDir}: starting at step 0`);
     await describeRun(args, this.#options.objective !== undefined, {
       'model weights': run.fingerprint,
       'training data': run.train.hash,
@@ -136,23 +145,38 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     const means = new MetricMeans();
     let state: TrainerState = { global_step: 0, max_steps: total, epoch: 0, log_history: [] };
     let lossSum = 0;
+    let skippedInARow = 0;
+    // The step of the latest checkpoint in `outputDir`, and its writing, which goes on while steps are taken.
+    let saved: number | undefined;
+    let writing: Promise<void> | undefined;
+    let failure: unknown;
     const save = async () => {
-      const dir = await saveCheckpoint(args.outputDir, {
+      await writing;
+      saved = state.global_step;
+      const { best_model_checkpoint: best } = state;
+      const checkpoint = saveCheckpoint(args.outputDir, {
         ...{ model, tokenizer: run.tokenizer, optimizer, state, resume, lossSum },
         ...{ wrpo: VERSION, pending: means.toJSON() },
       });
-      pruneCheckpoints(args.outputDir, dir, args.saveTotalLimit);
-      this.emit('save', dir);
+      writing = checkpoint.then((dir) => {
+        pruneCheckpoints(dir, args.saveTotalLimit, best);
+        this.emit('save', dir);
+      });
+      writing.catch((error) => {
+        failure = error;
+      });
     };
 
     if (checkpoint) {
       await model.loadWeights(checkpoint.dir);
-      await optimizer.load(checkpoint.dir, checkpoint.step);
+      await optimizer.load(checkpoint.dir, checkpoint.step - (checkpoint.state.skipped_steps ?? 0));
       ({ state, lossSum } = checkpoint);
       means.restore(checkpoint.pending);
       this.#last = state.log_history.at(-1) ?? {};
+      if (resolve(dirname(checkpoint.dir)) === resolve(args.outputDir)) saved = checkpoint.step;
+      locateBest(state, checkpoint.dir, args.outputDir, say);
     }
-    this.#rewindMetrics(state);
+    const log = new RunLog(args, state);
 
     const bar = progressBar('training', total, !args.disableTqdm);
     const rate = new Rate();
@@ -162,57 +186,91 @@ export class Trainer extends EventEmitter<TrainerEvents> {
       total,
     });
     const saveEvery = intervalOf(args.saveStrategy, args.saveSteps, { usual: 500, stepsPerEpoch: epochSteps, total });
-    const due = (every: number | undefined) => every !== undefined && state.global_step % every === 0;
+    const due = (every: number | undefined) =>
+      every !== undefined && state.global_step > 0 && state.global_step % every === 0;
+    /** Evaluates, where this step's checkpoint does not hold that already; whether it is the best so far. */
+    const evaluate = async (split: Split): Promise<boolean> => {
+      const last = state.log_history.at(-1);
+      if (last?.step === state.global_step && 'eval_loss' in last) return false;
+      const metrics = await this.#evaluate(run, split, signal);
+      this.#note(log.add(state, metrics));
+      return wantsBest && noteBest(state, metrics, args);
+    };
+    const evaluateAndSave = async () => {
+      const best = run.eval && due(evalEvery) && state.global_step < total && (await evaluate(run.eval));
+      if ((best || due(saveEvery)) && saved !== state.global_step) await save();
+    };
     try {
+      if (checkpoint) {
+        // A run that was stopped in an evaluation has its checkpoint from before it.
+        this.#termsAt(run, Math.max(0, state.global_step - 1), total);
+        await evaluateAndSave();
+      }
       while (state.global_step < total) {
+        if (failure !== undefined) throw failure;
         const step = state.global_step;
         const terms = this.#termsAt(run, step, total);
         const indices = this.#batchIndices(rows.length, globalBatch, epochSteps, step);
-        const { examples, tokens } = await accumulateBatch(run, indices, terms, args, step, signal);
-        const update = await naming(
-          optimizer.step(),
-          step,
-          indices.map((i) => rows[i]!),
-        );
+        const taken = await takeStep(run, optimizer, indices, terms, args, step, signal);
         state.global_step++;
         state.epoch = state.global_step / epochSteps;
 
         // Only now: a step that is stopped half-way is taken again as a whole.
         const stepMeans = new MetricMeans();
-        for (const example of examples) for (const to of [stepMeans, means]) to.add(example, terms);
-        rate.add(tokens);
-        const now: Metrics = { grad_norm: update.gradNorm, learning_rate: update.learningRate };
+        const now: Metrics = {};
+        if (taken instanceof WrpoError) {
+          if (++skippedInARow === MOST_SKIPPED) throw taken;
+          say(taken.message.replace(/^stopped at/, 'skipped'));
+          state.skipped_steps = (state.skipped_steps ?? 0) + 1;
+        } else {
+          skippedInARow = 0;
+          for (const example of taken.examples) for (const to of [stepMeans, means]) to.add(example, terms);
+          rate.add(taken.tokens);
+          Object.assign(now, { grad_norm: taken.gradNorm, learning_rate: taken.learningRate });
+        }
+        if (args.nonFinite === 'skip') now.skipped_steps = state.skipped_steps ?? 0;
         if (run.usesAlpha) now.cur_alpha = this.#alpha;
         const metrics: Metrics = { ...stepMeans.means(), ...now };
-        lossSum += metrics.loss!;
+        lossSum += metrics.loss ?? 0;
         bar.update(state.global_step, { ...metrics, tokens_per_second: rate.perSecond() });
 
         if (due(args.loggingSteps) || state.global_step === total) {
           const cost = { tokens_per_second: rate.perSecond(), peak_memory_bytes: model.memory().peak };
-          this.#log(state, { ...means.means(), ...now, ...cost });
+          this.#note(log.add(state, { ...means.means(), ...now, ...cost }));
           means.reset();
           rate.reset();
         }
-        await rate.without(async () => {
-          if (run.eval && due(evalEvery) && state.global_step < total) {
-            this.#log(state, await this.#evaluate(run, run.eval));
-          }
-          if (due(saveEvery)) await save();
-        });
-        const result = { step: state.global_step, totalSteps: total, tokens, metrics };
+        await rate.without(evaluateAndSave);
+        const result = {
+          step: state.global_step,
+          totalSteps: total,
+          tokens: 'tokens' in taken ? taken.tokens : 0,
+          metrics,
+        };
         this.emit('step', result);
         yield result;
       }
+      this.#alpha = args.alpha;
+      if (run.eval && (await evaluate(run.eval))) {
+        if (saved !== total) await save();
+        await writing;
+        // What was the best before may go.
+        pruneCheckpoints(state.best_model_checkpoint!, args.saveTotalLimit, state.best_model_checkpoint);
+      }
+      await writing;
     } catch (error) {
-      if (signal?.aborted && state.global_step > 0) await save();
+      if (signal?.aborted && error === signal.reason) {
+        if (state.global_step > 0 && saved !== state.global_step) await save();
+        await writing;
+      }
       throw error;
     } finally {
       bar.stop();
+      await writing?.catch(() => {});
       await optimizer.close();
     }
-    this.#alpha = args.alpha;
-    if (run.eval) this.#log(state, await this.#evaluate(run, run.eval));
-    this.#last = { ...this.#last, train_loss: lossSum / total };
+    if (args.loadBestModelAtEnd) await loadBest(model, state, say);
+    this.#last = { ...this.#last, train_loss: lossSum / (total - (state.skipped_steps ?? 0)) };
     this.#step = state.global_step;
     await this.saveModel();
     writeFileAtomic(join(args.outputDir, 'trainer_state.json'), `${JSON.stringify(state, null, 1)}\n`);
@@ -257,11 +315,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   #prepare(): Promise<Prepared> {
     this.#prepared ??= (async () => {
       const run = await prepare(this.#options, this.args, say);
-      try {
-        mkdirSync(this.args.outputDir, { recursive: true });
-      } catch (cause) {
-        throw writeError(this.args.outputDir, cause);
-      }
+      makeDirectory(this.args.outputDir);
       return run;
     })();
     return this.#prepared;
@@ -285,47 +339,20 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     return [...order.subarray(start, start + globalBatch)];
   }
 
-  async #evaluate(run: Prepared, split: Split): Promise<Metrics> {
-    const metrics = await evaluateSplit(run, split, this.args, this.#alpha);
+  async #evaluate(run: Prepared, split: Split, signal?: AbortSignal): Promise<Metrics> {
+    const metrics = await evaluateSplit(run, split, this.args, this.#alpha, signal);
     this.emit('evaluate', metrics);
     return metrics;
   }
 
-  /** What must be equal for a checkpoint to be continued to the same bits. */
-  #resumeKey({ model, fingerprint, referenceFingerprint, train }: Prepared, total: number): ResumeKey {
-    const { args } = this;
-    return {
-      // As far as it can be seen from outside.
-      'the objective': createHash('sha256').update(sourceOf(this.#options.objective)).digest('hex').slice(0, 16),
-      ...Object.fromEntries(RESUME_ARGS.map((name) => [name, args[name] ?? 'default'])),
-      dtype: model.dtype,
-      ...{ loraR: model.lora?.r, loraAlpha: model.lora?.loraAlpha, loraDropout: model.lora?.loraDropout },
-      ...{ useRslora: model.lora?.useRslora, loraTargetModules: model.lora?.modules.join() },
-      'the global batch': args.perDeviceTrainBatchSize * args.gradientAccumulationSteps,
-      // After the settings that they follow from, so that an error names the cause.
-      'the initial model': fingerprint,
-      'the reference model': referenceFingerprint,
-      'the training data': train.hash,
-      'the number of steps': total,
-    };
-  }
-
-  #log(state: TrainerState, values: Metrics): void {
-    const line = { step: state.global_step, epoch: round(state.epoch, 6), ...values };
-    state.log_history.push(line);
-    appendLines(join(this.args.outputDir, 'metrics.jsonl'), [JSON.stringify(line)]);
+  #note({ line, warnings }: ReturnType<RunLog['add']>): void {
     this.#last = line;
     this.emit('log', line);
-  }
-
-  /** Makes the log what it was at the step a run goes on from: a killed run may have logged further. */
-  #rewindMetrics({ log_history }: TrainerState): void {
-    const lines = log_history.map((line) => `${JSON.stringify(line)}\n`);
-    writeFileAtomic(join(this.args.outputDir, 'metrics.jsonl'), lines.join(''));
+    for (const warning of warnings) {
+      say(`warning: step ${warning.step}: ${warning.message}`);
+      this.emit('warning', warning);
+    }
   }
 }
 
-const sourceOf = (objective: unknown): string =>
-  JSON.stringify(objective ?? null, (_, value) => (typeof value === 'function' ? String(value) : value));
 const say = (line: string) => process.stderr.write(`${line}\n`);
-const round = (value: number, digits: number) => Number(value.toFixed(digits));

@@ -84,7 +84,6 @@ void writeTensors(const std::string& path, const std::string& header, const std:
       auto stored = tensor.to(dtype).contiguous();
       writeAll(file.descriptor, stored.data_ptr(), stored.nbytes(), path);
     }
-    if (::fsync(file.descriptor) != 0) failOn("ERR_CHECKPOINT", "sync", path);
   } catch (...) {
     ::unlink(path.c_str());
     throw;

@@ -1,4 +1,4 @@
-// Tensors in files: memory-mapped reading and durable writing. Which bytes belong to which tensor is decided in
+// Tensors in files: memory-mapped reading, and writing. Which bytes belong to which tensor is decided in
 // lib/model/safetensors.ts; this checks again that every range lies inside its file.
 #pragma once
 #include <ATen/core/Tensor.h>
@@ -17,7 +17,8 @@ struct TensorRange {
 // Copies the ranges of one file into their destinations, converting dtypes.
 void readTensors(const std::string& path, const std::vector<TensorRange>& ranges);
 
-// Writes header, then every tensor as `dtype`, to a new file and syncs it. On any failure the file is removed.
+// Writes header, then every tensor as `dtype`, to a new file. Waiting for the disk is the caller's, so that the engine
+// can compute meanwhile. On any failure the file is removed.
 void writeTensors(const std::string& path, const std::string& header, const std::vector<at::Tensor>& tensors,
                   at::ScalarType dtype);
 

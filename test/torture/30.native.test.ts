@@ -1,0 +1,255 @@
+/** Handles, buffers, threads and memory of the native half, in processes of their own. Also what sanitizers run. */
+import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { expect, it } from 'vitest';
+import { POLICY, ROOT, script as run, scratchDirectory } from '../training.ts';
+
+const path = scratchDirectory('native');
+const PRELUDE = `
+import { fork } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Worker } from 'node:worker_threads';
+const { Model, AdamW, Trainer, packRows, withContests, contestsOf, formOf } = wrpo;
+const INDEX = ${JSON.stringify(pathToFileURL(join(ROOT, 'dist', 'index.js')).href)};
+const POLICY = ${JSON.stringify(POLICY)};
+const create = () => Model.create({ model_type: 'llama', vocab_size: 2000, hidden_size: 256, num_hidden_layers: 6,
+  num_attention_heads: 4, num_key_value_heads: 2, intermediate_size: 640, max_position_embeddings: 1024,
+  rms_norm_eps: 1e-5, rope_theta: 10000 });
+const ids = (n, seed) => Int32Array.from({ length: n }, (_, i) => (i * 31 + seed * 17 + 3) % 190);
+const roles = ['source_chosen', 'target_chosen', 'rejected'];
+const rowsOf = (count, length) => Array.from({ length: count }, (_, i) => ({ where: 'row ' + i, prompt: ids(length, i),
+  responses: Object.fromEntries(roles.map((role, k) => [role, ids(length, i + k + 1)])) }));
+const objective = { lossType: 'wrpo', beta: 0.1, alpha: 0.3 };
+const batchOf = (count, length) => ({
+  ...withContests(packRows(rowsOf(count, length), roles), contestsOf(objective)), reference: new Float64Array(3 * count) });
+const accumulate = (model, batch) => model.accumulate(batch, { objective: formOf(objective), normalizer: 4 });
+const outcome = async (act) => { try { await act(); return 'done'; } catch (error) { return error.code + ': ' + error.message; } };
+const rss = () => Number(readFileSync('/proc/self/statm', 'utf8').split(' ')[1]) * 4096;
+const say = (value) => console.log(JSON.stringify(value));
+`;
+
+let scripts = 0;
+async function value<T>(source: string, options: Parameters<typeof run>[2] = {}): Promise<T> {
+  const result = await run<T>(path(`script-${++scripts}.mjs`), PRELUDE + source, options);
+  expect(result, result.stderr).toMatchObject({ status: 0, signal: null, stderr: '' });
+  return result.value;
+}
+
+const CLOSED = /^ERR_CLOSED: the (model|optimizer|generator) was closed$/;
+
+it('handles closed twice, used after close, and closed in the middle of a step', async () => {
+  const found = await value<{ twice: string[]; after: string[]; middle: string[]; bytes: number }>(
+    `
+    const model = await Model.load(POLICY);
+    const optimizer = new AdamW(model, { learningRate: 1e-3 });
+    const batch = batchOf(2, 20);
+    await accumulate(model, batch);
+    // Closed in the middle: what was asked before is done, and the weights live as long as it takes.
+    const middle = [accumulate(model, batch), optimizer.step(), accumulate(model, batch), model.close(), optimizer.close()];
+    const settled = (await Promise.allSettled(middle)).map(({ status }) => status);
+    const twice = [await outcome(() => model.close()), await outcome(() => optimizer.close()), await outcome(() => model.close())];
+    const after = [];
+    for (const call of [() => model.logProbs(batch), () => accumulate(model, batch), () => model.parameters(),
+      () => model.gradients(), () => model.zeroGradients(), () => model.fingerprint(), () => model.syncWork(),
+      () => model.loadWeights(POLICY), () => model.save(process.argv[1] + '.never'), () => model.addAdapters(),
+      () => model.generator(), () => new AdamW(model, { learningRate: 1 }), () => optimizer.step(),
+      () => optimizer.learningRateAt(1), () => optimizer.completed, () => optimizer.save(process.argv[1] + '.never'),
+    ]) after.push(await outcome(call));
+    globalThis.gc();
+    await sleep(20);
+    say({ middle: settled, twice, after, bytes: model.memory().current });`,
+    { flags: ['--expose-gc'] },
+  );
+  expect(found.middle).toEqual(Array(5).fill('fulfilled'));
+  expect(found.twice).toEqual(['done', 'done', 'done']);
+  for (const answer of found.after) expect(answer).toMatch(CLOSED);
+  expect(found.bytes).toBe(0);
+});
+
+it('a generator closed in the middle, and twice; its model closed under it', async () => {
+  const found = await value<string[]>(`
+    const model = await Model.load(POLICY);
+    const prompt = { ids: ids(20, 1), seeds: [1, 2, 3] };
+    const generator = model.generator({ maxTokens: 400, stopIds: [] });
+    const sampled = outcome(() => generator.sample(prompt));
+    await sleep(20);
+    const answers = [await outcome(() => generator.close()), await outcome(() => generator.close())];
+    answers.push(await sampled, await outcome(() => generator.sample(prompt)));
+    const other = model.generator({ maxTokens: 20, stopIds: [] });
+    const late = outcome(() => other.sample(prompt));
+    await model.close();
+    answers.push(await late);
+    await other.close();
+    say(answers);`);
+  expect(found.slice(0, 2)).toEqual(['done', 'done']);
+  for (const answer of found.slice(2)) expect(answer).toMatch(/^done$|^ERR_CLOSED: /);
+});
+
+it('handles and views that nobody holds, collected in the middle of steps', async () => {
+  const found = await value<{ losses: number[]; bytes: number }>(
+    `
+    const batch = batchOf(2, 30);
+    const losses = [];
+    for (let i = 0; i < 30; i++) {
+      const work = (async () => {
+        const model = await Model.load(POLICY);
+        const optimizer = new AdamW(model, { learningRate: 1e-3 });
+        const views = [...model.parameters().values()].map((tensor) => tensor.view());
+        const done = [accumulate(model, batch), optimizer.step(), accumulate(model, batch)];
+        return { done: Promise.all(done), first: views[0] };
+      })();
+      const { done, first } = await work;
+      globalThis.gc();
+      losses.push((await done)[0].loss);
+      globalThis.gc();
+      if (!Number.isFinite(first.reduce((sum, x) => sum + x))) throw new Error('a view of freed memory');
+    }
+    globalThis.gc();
+    await sleep(50);
+    globalThis.gc();
+    const probe = await Model.load(POLICY);
+    await probe.close();
+    say({ losses, bytes: probe.memory().current });`,
+    { flags: ['--expose-gc'] },
+  );
+  expect(new Set(found.losses).size).toBe(1);
+});
+
+it('typed arrays that are changed or detached right after the call, or before it', async () => {
+  const found = await value<{ same: boolean[]; refused: string[] }>(`
+    const model = await Model.load(POLICY);
+    const expected = await accumulate(model, batchOf(3, 25));
+    await model.zeroGradients();
+    const same = [];
+    const refused = [];
+    for (const key of Object.keys(batchOf(3, 25)).filter((name) => ArrayBuffer.isView(batchOf(3, 25)[name]))) {
+      for (const spoil of [(array) => array.fill(2 ** 30), (array) => structuredClone(array, { transfer: [array.buffer] })]) {
+        const batch = batchOf(3, 25);
+        const queued = accumulate(model, batch);
+        spoil(batch[key]);
+        same.push(JSON.stringify(await queued) === JSON.stringify(expected));
+        await model.zeroGradients();
+        // Spoilt before, it must be refused or change nothing (a weight may be any number), and lead nowhere.
+        const spoilt = batchOf(3, 25);
+        spoil(spoilt[key]);
+        refused.push(key + ' ' + await outcome(() => accumulate(model, spoilt)));
+        await model.zeroGradients();
+      }
+    }
+    same.push(JSON.stringify(await accumulate(model, batchOf(3, 25))) === JSON.stringify(expected));
+    say({ same, refused });`);
+  expect(found.same.every(Boolean)).toBe(true);
+  for (const answer of found.refused) {
+    // Of these numbers any is one; those of the others are places in memory.
+    if (/^(reference|contestCoefficients|contestWeights) /.test(answer)) {
+      expect(answer).toMatch(/ (done|ERR_(CONFIG|DATA|NON_FINITE|MODEL): [^\n]+)$/);
+    } else expect(answer).toMatch(/ ERR_(CONFIG|DATA|MODEL): [^\n]+$/);
+  }
+});
+
+it('the main thread and four workers, terminated in the middle of their steps', async () => {
+  const rounds = 8;
+  const found = await value<{ losses: number[]; terminated: number }>(`
+    const source = \`
+      import { parentPort } from 'node:worker_threads';
+      const wrpo = await import(\${JSON.stringify(INDEX)});
+      const { Model, AdamW } = wrpo;
+      const model = await Model.load(\${JSON.stringify(POLICY)});
+      const optimizer = new AdamW(model, { learningRate: 1e-4 });
+      parentPort.once('message', async ({ batch, form }) => {
+        parentPort.postMessage('going');
+        for (;;) { await model.accumulate(batch, { objective: form, normalizer: 4 }); await optimizer.step(); }
+      });
+      parentPort.postMessage('ready');\`;
+    const url = new URL('data:text/javascript,' + encodeURIComponent(source));
+    const model = await Model.load(POLICY);
+    const batch = batchOf(4, 60);
+    const losses = [];
+    let terminated = 0;
+    for (let round = 0; round < ${rounds}; round++) {
+      const workers = Array.from({ length: 4 }, () => new Worker(url));
+      const heard = (worker) => new Promise((resolve, reject) => { worker.once('message', resolve); worker.once('error', reject); });
+      await Promise.all(workers.map(heard));
+      const going = workers.map(heard);
+      for (const worker of workers) worker.postMessage({ batch, form: formOf(objective) });
+      await Promise.all(going);
+      const own = accumulate(model, batch);
+      await sleep(5 * round);
+      await Promise.all(workers.map((worker) => worker.terminate()));
+      terminated += workers.length;
+      losses.push((await own).loss);
+      await model.zeroGradients();
+    }
+    await model.close();
+    say({ losses, terminated });`);
+  expect(found.terminated).toBe(4 * rounds);
+  expect(new Set(found.losses).size).toBe(1);
+}, 300_000);
+
+it('a hundred models opened and closed leave no memory, and a fork in the middle of a step both whole', async () => {
+  const found = await value<{ bytes: number; growth: number; losses: number[] }>(
+    `
+    const open = async () => {
+      const model = await Model.load(POLICY);
+      const optimizer = new AdamW(model, { learningRate: 1e-3 });
+      const { loss } = await accumulate(model, batchOf(1, 20));
+      await optimizer.step();
+      await optimizer.close();
+      await model.close();
+      return loss;
+    };
+    if (process.argv[2] === 'child') {
+      process.send(await open());
+      process.disconnect();
+    } else {
+      for (let i = 0; i < 20; i++) await open();
+      globalThis.gc();
+      const before = rss();
+      for (let i = 0; i < 100; i++) await open();
+      globalThis.gc();
+      await sleep(20);
+      const growth = rss() - before;
+      const own = open();
+      const child = fork(process.argv[1], ['child']);
+      const theirs = await new Promise((resolve) => child.once('message', resolve));
+      const probe = await Model.load(POLICY);
+      await probe.close();
+      globalThis.gc();
+      await sleep(20);
+      say({ bytes: probe.memory().current, growth, losses: [await own, theirs] });
+    }`,
+    { flags: ['--expose-gc'] },
+  );
+  console.log(`100 models: ${(found.growth / 1e6).toFixed(1)} MB more`);
+  expect(found.bytes).toBe(0);
+  expect(found.losses[0]).toBe(found.losses[1]);
+  expect(found.growth).toBeLessThan(20e6);
+});
+
+it('a thousand steps: the resident set stays flat', async () => {
+  // What is not the engine's own would hide it: V8 doubles its young generation somewhere on the way, and each thread's
+  // arena of the C library keeps what was freed.
+  const still = {
+    flags: ['--expose-gc', '--max-semi-space-size=2'],
+    env: { MALLOC_ARENA_MAX: '1', MALLOC_TRIM_THRESHOLD_: '65536' },
+  };
+  const found = await value<{ early: number; late: number }>(
+    `
+    const rows = rowsOf(64, 24).map(({ prompt, responses }) => ({ prompt: [...prompt],
+      ...Object.fromEntries(Object.entries(responses).map(([role, list]) => [role, [...list]])) }));
+    const trainer = new Trainer({ model: POLICY, trainDataset: rows, args: { outputDir: ${JSON.stringify(path('thousand'))},
+      maxSteps: 1300, perDeviceTrainBatchSize: 4, gradientAccumulationSteps: 1, saveSteps: 250, saveTotalLimit: 1,
+      loggingSteps: 10, disableTqdm: true } });
+    const samples = [];
+    for await (const { step } of trainer.steps()) if (step % 10 === 0) { globalThis.gc(); samples.push(rss()); }
+    await trainer.close();
+    const mean = (list) => list.reduce((sum, x) => sum + x) / list.length;
+    say({ early: mean(samples.slice(20, 45)), late: mean(samples.slice(105)) });`,
+    still,
+  );
+  console.log(
+    `resident: ${(found.early / 1e6).toFixed(1)} MB around step 300, ${(found.late / 1e6).toFixed(1)} MB around step 1200`,
+  );
+  expect(found.late - found.early).toBeLessThan(2e6);
+}, 300_000);
