@@ -86,8 +86,26 @@ std::vector<Make> testCases() {
   add(norm, 1), add(norm, 37), add(norm, 600011);
   add(hash, 1), add(hash, 37), add(hash, 1100003);
 
+  for (bool residual : {false, true})
+    add(gpuRmsNorm, 1, 37, residual, 0), add(gpuRmsNorm, 300, 1032, residual, 0), add(gpuRmsNorm, 5, 64, residual, 1);
+  add(gpuHeadNorm, 40, 3, 64, 0), add(gpuHeadNorm, 25, 4, 130, 1);
+  add(gpuRope, 33, 6, 64, 64), add(gpuRope, 7, 3, 24, 18);
+  for (auto a : {Activation::Silu, Activation::GeluTanh}) add(gpuSwiglu, 3, 37, a), add(gpuSwiglu, 8, 5000, a);
+  add(gpuLogprob, 1, 1, 1, 0), add(gpuLogprob, 7, 129, 30, 0), add(gpuLogprob, 5, 128256, 1, 0);
+  add(gpuLogprob, 7, 136, 1, 6);
+  add(gpuMerge, 3, 2, 13), add(gpuMerge, 20, 7, 64);
+  add(gpuDropout, 9, 37, 0.05);
+  add(gpuAdamw, 37, 1), add(gpuAdamw, 20003, 1000);
+  add(gpuNorm, 37), add(gpuNorm, 600011);
+  add(gpuMasterHalves, 997);
+
   using Form = Objective::Form;
   for (double spread : {1.0, 5000.0}) {
+    add(gpuPreference, "wrpo with sft", Objective{Form::Sigmoid, 0.1, 0, 0.1, false, 0.2}, std::vector{0.3, 0.7, -1.0},
+        true, spread);
+    add(gpuPreference, "simpo", Objective{Form::Sigmoid, 10, 3, 0, true}, std::vector{1.0, -1.0}, false, spread);
+    add(gpuPreference, "ipo", Objective{Form::Ipo, 0.01}, std::vector{0.3, 0.7, -1.0}, true, spread);
+    add(gpuPreference, "sft", Objective{Form::Linear, 1, 0, 0, true}, std::vector{1.0}, false, spread);
     add(preference, "dpo", Objective{Form::Sigmoid, 0.1}, std::vector{1.0, -1.0}, true, spread);
     add(preference, "wrpo", Objective{Form::Sigmoid, 0.1, 0, 0.1}, std::vector{0.3, 0.7, -1.0}, true, spread);
     add(preference, "simpo", Objective{Form::Sigmoid, 10, 3, 0, true}, std::vector{1.0, -1.0}, false, spread);

@@ -66,7 +66,19 @@ const train = (changes: Record<string, unknown> = {}, ...more: string[]) => [
 ];
 
 describe('usage', () => {
-  const COMMANDS = ['train', 'sft', 'logprobs', 'sample', 'score', 'select', 'merge', 'data', 'setup', 'doctor'];
+  const COMMANDS = [
+    'train',
+    'sft',
+    'logprobs',
+    'sample',
+    'score',
+    'select',
+    'merge',
+    'data',
+    'plan',
+    'setup',
+    'doctor',
+  ];
 
   it('help and version', async () => {
     const { stdout, stderr } = await succeed(['--help']);

@@ -9,7 +9,7 @@ const style = `{${readFileSync(join(native, '../.clang-format'), 'utf8').trim().
 const write = process.argv.includes('--write');
 
 for (const name of readdirSync(native, { recursive: true })) {
-  if (!/\.(cpp|h|c|cu)$/.test(name)) continue;
+  if (!/\.(cpp|h|c|cuh?)$/.test(name)) continue;
   const path = join(native, name);
   const text = readFileSync(path, 'utf8');
   const formatted = format(text, path, style);

@@ -235,6 +235,20 @@ Example: wrpo data check quadruples.jsonl --model models/target-sft --max_length
   });
 
 program
+  .command('plan')
+  .description('what full training of a model would need of one GPU, from its config.json alone')
+  .requiredOption('--model <dir>', 'model directory in Hugging Face layout, or its config.json')
+  .requiredOption('--gpu <name>', 'H200, H100, A100, A800; of another its usable memory as well')
+  .option('--memory <GiB>', 'usable memory', amount)
+  .option('--tokens <count>', 'packed tokens of a micro-batch; default: several are compared', count)
+  .option('--resident-reference', 'with the reference in memory, instead of computed beforehand')
+  .option('--json', 'print one JSON object')
+  .action(async (options) => {
+    const { plan } = await import('./plan.js');
+    plan(options);
+  });
+
+program
   .command('setup')
   .description('fetch libtorch into the per-user cache')
   .option('--cpu', 'the CPU build (default)')

@@ -77,6 +77,20 @@ Case head(int64_t rows, int64_t width, int64_t vocabulary, int64_t chunkRows, He
 Case preference(const char* form, const Objective& objective, const std::vector<double>& coefficients, bool reference,
                 double spread);
 
+// ---- rows.cpp: of the same ops what the GPU's kernels compute
+Case gpuRmsNorm(int64_t rows, int64_t width, bool residual, double plus);
+Case gpuHeadNorm(int64_t rows, int64_t heads, int64_t headDim, double plus);
+Case gpuRope(int64_t rows, int64_t heads, int64_t headDim, int64_t rotated);
+Case gpuSwiglu(int64_t rows, int64_t width, Activation activation);
+Case gpuLogprob(int64_t rows, int64_t vocabulary, double scale, double cap);
+Case gpuMerge(int64_t rows, int64_t heads, int64_t headDim);
+Case gpuDropout(int64_t rows, int64_t width, double p);
+Case gpuAdamw(int64_t n, int64_t step);
+Case gpuNorm(int64_t n);
+Case gpuPreference(const char* form, const Objective& objective, const std::vector<double>& coefficients,
+                   bool reference, double spread);
+Case gpuMasterHalves(int64_t stride);
+
 // ---- for the cases themselves
 inline std::string text(const Shape& sizes) {
   std::string s;

@@ -1,0 +1,31 @@
+// What the .cu files share: the choice of pack width, and the check after a launch.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "kernels/launch.h"
+#include "kernels/row/team.h"
+
+namespace wrpo::launch {
+
+constexpr int packed = 8;  // bfloat16 values in 16 bytes
+
+// Whether rows of `length` elements at these places can be read in whole packs.
+template <class... Pointers>
+bool packs(int64_t length, Pointers... pointers) {
+  return length % packed == 0 && ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
+}
+
+inline void launched(const char* kernel) {
+  cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("the CUDA kernel ") + kernel +
+                             " could not be started: " + cudaGetErrorString(error));
+}
+
+// Blocks of a grid over n elements, `each` of them a block.
+inline unsigned blocksFor(int64_t n, int64_t each) { return unsigned((n + each - 1) / each); }
+
+}  // namespace wrpo::launch
