@@ -5,7 +5,6 @@ import { beforeAll, describe, expect, it } from 'vitest';
 import { Model } from '../lib/model/model.ts';
 import type { TrainingArgsInput } from '../lib/train/args.ts';
 import type { Objective } from '../lib/train/objective.ts';
-import { Trainer, type TrainerOptions, type TrainOptions } from '../lib/train/trainer.ts';
 import {
   type Child,
   expectFailure,
@@ -25,6 +24,7 @@ import {
   start,
   succeed,
   tokenRows,
+  trainingOn,
   weightsOf,
   writeRows,
   writeRunFile,
@@ -39,19 +39,7 @@ const ARGS = {
   ...{ alpha: 0.5, weightDecay: 0.1, microbatchTokens: 100, loggingSteps: 4, evalSteps: 3, disableTqdm: true },
 } satisfies Partial<TrainingArgsInput>;
 
-async function train(
-  outputDir: string,
-  args: Partial<TrainingArgsInput> = {},
-  how: TrainOptions = {},
-  options: Partial<TrainerOptions> = {},
-) {
-  await using trainer = new Trainer({
-    ...{ model: POLICY, trainDataset: rows, evalDataset: held },
-    args: { ...ARGS, ...args, outputDir },
-    ...options,
-  });
-  return await trainer.train(how);
-}
+const train = trainingOn(rows, held, ARGS);
 
 /** `trainer_state.json` without what no two processes share. */
 function stateOf(dir: string) {

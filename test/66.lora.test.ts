@@ -6,7 +6,6 @@ import { parse } from 'yaml';
 import { packRows } from '../lib/data/pack.ts';
 import { Model } from '../lib/model/model.ts';
 import type { TrainingArgsInput } from '../lib/train/args.ts';
-import { Trainer, type TrainerOptions, type TrainOptions } from '../lib/train/trainer.ts';
 import { expectWithin, maxAbsDifference, PREFERENCE_ROLES } from './support.ts';
 import {
   expectFailure,
@@ -24,6 +23,7 @@ import {
   start,
   succeed,
   tokenRows,
+  trainingOn,
   weightsOf,
   writeRows,
   writeRunFile,
@@ -39,19 +39,7 @@ const ARGS = {
   ...{ alpha: 0.5, weightDecay: 0.1, microbatchTokens: 100, loggingSteps: 4, evalSteps: 3, disableTqdm: true },
 } satisfies Partial<TrainingArgsInput>;
 
-async function train(
-  outputDir: string,
-  args: Partial<TrainingArgsInput> = {},
-  how: TrainOptions = {},
-  options: Partial<TrainerOptions> = {},
-) {
-  await using trainer = new Trainer({
-    ...{ model: POLICY, trainDataset: rows, evalDataset: held },
-    args: { ...ARGS, ...LORA, ...args, outputDir },
-    ...options,
-  });
-  return await trainer.train(how);
-}
+const train = trainingOn(rows, held, { ...ARGS, ...LORA });
 
 const packed = (of: Row[]) =>
   packRows(

@@ -5,7 +5,7 @@ import { beforeAll, describe, expect, it } from 'vitest';
 import { Model } from '../lib/model/model.ts';
 import type { TrainingArgsInput } from '../lib/train/args.ts';
 import { pruneCheckpoints, recoverCheckpoints } from '../lib/train/checkpoint.ts';
-import { Trainer, type TrainerOptions, type TrainOptions } from '../lib/train/trainer.ts';
+import { Trainer, type TrainerOptions } from '../lib/train/trainer.ts';
 import {
   expectFailure,
   failure,
@@ -19,6 +19,7 @@ import {
   start,
   succeed,
   tokenRows,
+  trainingOn,
   weightsOf,
   writeRows,
   writeRunFile,
@@ -32,19 +33,7 @@ const ARGS = {
   ...{ microbatchTokens: 100, loggingSteps: 2, evalSteps: 2, disableTqdm: true },
 } satisfies Partial<TrainingArgsInput>;
 
-async function train(
-  outputDir: string,
-  args: Partial<TrainingArgsInput> = {},
-  how: TrainOptions = {},
-  options: Partial<TrainerOptions> = {},
-) {
-  await using trainer = new Trainer({
-    ...{ model: POLICY, trainDataset: rows, evalDataset: held },
-    args: { ...ARGS, ...args, outputDir },
-    ...options,
-  });
-  return await trainer.train(how);
-}
+const train = trainingOn(rows, held, ARGS);
 
 const checkpoints = (dir: string) =>
   readdirSync(dir)

@@ -6,6 +6,8 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, expect } from 'vitest';
 import { WrpoError, type WrpoErrorCode } from '../lib/errors.ts';
+import type { TrainingArgsInput } from '../lib/train/args.ts';
+import { Trainer, type TrainerOptions, type TrainOptions } from '../lib/train/trainer.ts';
 
 export const ROOT = fileURLToPath(new URL('..', import.meta.url));
 export const FIXTURES = join(ROOT, 'test', 'fixtures');
@@ -167,6 +169,23 @@ export function tokenRows(count: number, seed: number, { longest = 24, vocabular
     rejected: ids(),
   }));
 }
+
+/** Trains the tiny policy on the same rows and with the same arguments, over which each test's own go. */
+export const trainingOn =
+  (trainDataset: Row[], evalDataset: Row[], defaults: Partial<TrainingArgsInput>) =>
+  async (
+    outputDir: string,
+    args: Partial<TrainingArgsInput> = {},
+    how: TrainOptions = {},
+    options: Partial<TrainerOptions> = {},
+  ) => {
+    await using trainer = new Trainer({
+      ...{ model: POLICY, trainDataset, evalDataset },
+      args: { ...defaults, ...args, outputDir },
+      ...options,
+    });
+    return await trainer.train(how);
+  };
 
 export function writeRows(path: string, rows: readonly unknown[]): string {
   writeFileSync(path, rows.map((row) => `${JSON.stringify(row)}\n`).join(''));
