@@ -96,7 +96,8 @@ const expectAnnotations = (out: string) => {
 describe('AlpacaEval', () => {
   it('is complete and correct whatever the server does, and stamps every row', async () => {
     const server = await serve({ more: logprobs, refuse: refusesSeven, chaos: { share: 0.4, seed: 3 } });
-    const { file, out } = runFile(server, ALPACA);
+    // So many that none of them is refused all its attempts by chance.
+    const { file, out } = runFile(server, { ...ALPACA, judge: { max_retries: 40 } });
     const { stdout } = await succeed(['evaluate', '--config', file, '--json']);
     const results = JSON.parse(stdout);
     expect(results).toMatchObject({

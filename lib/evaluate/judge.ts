@@ -112,10 +112,13 @@ export async function judge<V>(
   const shard = openShard([...byId.keys()], options);
   try {
     const done = new Map<string, JudgedRow<V>>();
-    for (const row of shard.rows()) if (row.failure === undefined || !options.retryFailed) done.set(row.prompt_id, row);
+    let spent = 0;
+    for (const row of shard.rows()) {
+      spent += row.dollars ?? 0;
+      if (row.failure === undefined || !options.retryFailed) done.set(row.prompt_id, row);
+    }
     const open = [...byId.values()].filter(({ id }) => accept(id) && !done.has(id));
     options.onOpen?.(open.length);
-    const spent = [...shard.rows()].reduce((sum, { dollars = 0 }) => sum + dollars, 0);
     const budget = new Budget(maxCost, spent);
     const interview = interviewer(options);
     let stopped = false;
