@@ -1,7 +1,6 @@
 /** What the commands of a fusion share: their run file, the models that are meant, Ctrl-C. */
 import { setMaxListeners } from 'node:events';
-import { WrpoError } from '../errors.js';
-import { type FusionConfig, resolveFusion, type SourceConfig } from '../fuse/config.js';
+import { type FusionConfig, resolveFusion } from '../fuse/config.js';
 import { camel } from '../train/compat.js';
 import { parseOverrides, readRunFile } from './run-file.js';
 
@@ -23,36 +22,6 @@ export function readFusion(file: string, rest: string[]): FusionConfig {
   return resolveFusion({ ...own, ...overrides }, (...path) =>
     path.length > 0 && camel(String(path[0])) in overrides ? 'command line' : where(...path),
   );
-}
-
-/** A model of the run, and whether it is a target. */
-export interface ChosenModel {
-  source: SourceConfig;
-  isTarget: boolean;
-}
-
-/** The models that `--only` names, or all. Throws ERR_CONFIG when there is none of a name, or none at all. */
-export function chosenModels({ sources, targets }: FusionConfig, only: string | undefined): ChosenModel[] {
-  const all = [
-    ...sources.map((source) => ({ source, isTarget: false })),
-    ...targets.map((source) => ({ source, isTarget: true })),
-  ];
-  if (all.length === 0)
-    throw new WrpoError('ERR_CONFIG', 'the run file names no models: sources and targets are empty');
-  if (only === undefined) return all;
-  const wanted = only.split(',').map((name) => name.trim());
-  const groups: Record<string, ChosenModel[]> = {
-    sources: all.filter(({ isTarget }) => !isTarget),
-    targets: all.filter(({ isTarget }) => isTarget),
-  };
-  const chosen = wanted.flatMap((name) => {
-    const found = all.filter(({ source }) => source.name === name);
-    const meant = found.length > 0 ? found : (groups[name] ?? []);
-    if (meant.length > 0) return meant;
-    const names = all.map(({ source }) => source.name).join(', ');
-    throw new WrpoError('ERR_CONFIG', `--only ${name}: there is no such model; there is ${names}`);
-  });
-  return [...new Set(chosen)];
 }
 
 /** Does the work with a signal that Ctrl-C aborts; a second Ctrl-C ends the process. */

@@ -1,11 +1,12 @@
 /** `wrpo sample --dry-run`: what would be asked, and about what it takes. */
 import { type FusionConfig, isEndpoint, isImport } from '../fuse/config.js';
+import { type ChosenModel, learntFrom } from '../fuse/models.js';
 import type { Prompt } from '../fuse/prompts.js';
 import { idsIn } from '../fuse/shard.js';
 import { pathOfSamples } from '../fuse/store.js';
-import { type ChosenModel, table } from './fusion.js';
+import { table } from './fusion.js';
 import { duration } from './news.js';
-import { dollarsOf, learntFrom, type SampleCommand } from './sample.js';
+import { dollarsOf, type SampleCommand } from './sample.js';
 import { writeOut } from './stdout.js';
 
 /** A token of text is about so many letters. */
