@@ -1,7 +1,10 @@
 /** The run file of a fusion: which models are asked what, who scores, what is selected. Keys may be in snake_case. */
-import { type output, z } from 'zod';
+
+import type { input, output } from 'zod';
+import { z } from 'zod';
 import { nearest } from '../edit-distance.js';
 import { WrpoError } from '../errors.js';
+import { readKeys, resolveArgs, type TrainingArgsInput } from '../train/args.js';
 import { camel, snake } from '../train/compat.js';
 
 export const count = z.number().int().positive();
@@ -128,6 +131,19 @@ const fraction = z.preprocess((value) => {
   return b === undefined ? value : Number(a) / Number(b);
 }, share);
 
+const evaluation = z.strictObject({
+  /** Any data set with a column `prompt`, of which nothing is trained on. Default: the prompts that are held out. */
+  prompts: z.string().optional(),
+  split: z.string().optional(),
+  /** The longest answer. Default: that of sampling. */
+  maxTokens: count.optional(),
+  /** 0 takes the likeliest token. */
+  temperature: z.number().min(0).default(0),
+});
+
+/** The keys of a training run, checked by itself. */
+const run = z.record(z.string(), z.unknown());
+
 const schema = z.strictObject({
   /** The store. */
   outputDir: z.string(),
@@ -159,14 +175,23 @@ const schema = z.strictObject({
   sourceRejected: z.boolean().default(false),
   /** Keeps prompts whose target's, or source's, answers are no better than each other: the rest can still be learnt. */
   keepTies: z.boolean().default(false),
-  /** The share of prompts, those held out aside, that fine-tuning gets. */
-  sftRatio: fraction.default(1 / 3),
+  /** The share of prompts, those held out aside, that fine-tuning gets. Default: a third; of a fusion without `sft` none. */
+  sftRatio: fraction.optional(),
   /** The share of prompts that are held out or, from 1 on, their number. */
   heldOut: z.number().min(0).default(0.02),
   rowSchema: z.enum(['authors', 'flat']).default('authors'),
   format: z.enum(['jsonl', 'parquet']).default('jsonl'),
   /** Default: `selected` in the store. */
   selectionDir: z.string().optional(),
+
+  /** The model that is fused into: a directory, or a hub id. What follows is for `wrpo fuse` alone. */
+  modelNameOrPath: z.string().optional(),
+  /** Keys of `wrpo sft`; without them the model itself is sampled, and preferences are learnt from there. */
+  sft: run.optional(),
+  /** Keys of `wrpo train`, for each run over the same rows by its name. */
+  train: z.record(name, run).default({}),
+  /** How the results are compared on held-out prompts; false: not at all. */
+  evaluate: z.union([evaluation, z.literal(false)]).default(evaluation.parse({})),
 });
 
 export type EndpointConfig = output<typeof endpoint>;
@@ -174,10 +199,26 @@ export type ImportConfig = output<typeof imported>;
 export type LocalConfig = output<typeof local>;
 export type SourceConfig = EndpointConfig | LocalConfig | ImportConfig;
 export type ScorerConfig = output<typeof scorer>;
-export type FusionConfig = Omit<output<typeof schema>, 'sources' | 'targets'> & {
+export type FusionConfig = Omit<output<typeof schema>, 'sources' | 'targets' | 'sftRatio' | 'sft' | 'train'> & {
   sources: SourceConfig[];
   targets: SourceConfig[];
+  sftRatio: number;
+  sft?: RunInput;
+  train: Record<string, RunInput>;
 };
+/** Training arguments but for those that a fusion gives. */
+export type RunInput = Partial<Omit<TrainingArgsInput, (typeof OWN)[number]>>;
+type SourceInput = input<typeof endpoint> | input<typeof local> | input<typeof imported>;
+/** What a caller writes. */
+export type FusionInput = Omit<input<typeof schema>, 'sources' | 'targets' | 'sft' | 'train'> & {
+  sources?: SourceInput[];
+  targets?: SourceInput[];
+  sft?: RunInput;
+  train?: Record<string, RunInput>;
+};
+
+/** What a fusion gives its runs. */
+const OWN = ['modelNameOrPath', 'modelRevision', 'datasetName', 'evalDatasetName', 'outputDir'] as const;
 
 export const isImport = (source: SourceConfig): source is ImportConfig => 'import' in source;
 export const isEndpoint = (source: SourceConfig): source is EndpointConfig => 'baseUrl' in source;
@@ -190,7 +231,7 @@ export type Where = (...path: PropertyKey[]) => string;
  * key with the nearest name, a bad value, two models of one name.
  */
 export function resolveFusion(input: Record<string, unknown>, where: Where): FusionConfig {
-  const { sources, targets, ...rest } = check(schema, keysInCamelCase(input), where, []);
+  const { sources, targets, sft, train, sftRatio, ...rest } = check(schema, keysInCamelCase(input), where, []);
   const models = (list: unknown[], key: string) =>
     list.map((one, i): SourceConfig => {
       const isObject = typeof one === 'object' && one !== null;
@@ -201,9 +242,37 @@ export function resolveFusion(input: Record<string, unknown>, where: Where): Fus
         'expected a model with base_url (an OpenAI-compatible server), model (a directory, to be run here) or import (answers that are there)';
       throw new WrpoError('ERR_CONFIG', `${where(key, i)}: ${key}: ${what}`);
     });
-  const config = { ...rest, sources: models(sources, 'sources'), targets: models(targets, 'targets') };
+  const config = {
+    ...{ ...rest, sources: models(sources, 'sources'), targets: models(targets, 'targets') },
+    sftRatio: sftRatio ?? (rest.modelNameOrPath !== undefined && sft === undefined ? 0 : 1 / 3),
+    ...(sft && { sft: runOf(sft, ['sft'], where) }),
+    train: Object.fromEntries(Object.entries(train).map(([key, one]) => [key, runOf(one, ['train', key], where)])),
+  };
   requireNames(config, where);
   return config;
+}
+
+/** The keys of a training run, as they were given. Throws ERR_CONFIG on what training would refuse, or a fusion gives. */
+function runOf(given: Record<string, unknown>, at: PropertyKey[], where: Where): RunInput {
+  const place = (key?: string) => where(...at, ...(key === undefined ? [] : [key]));
+  const values = readKeys(given, place, () => {});
+  const stray = OWN.find((key) => key in values);
+  if (stray !== undefined) {
+    throw new WrpoError(
+      'ERR_CONFIG',
+      `${place(stray)}: "${snake(stray)}" is not for a run of a fusion, which gives it`,
+    );
+  }
+  const isTuning = at[0] === 'sft';
+  if (isTuning && values.lossType !== undefined && values.lossType !== 'sft') {
+    throw new WrpoError(
+      'ERR_CONFIG',
+      `${place('lossType')}: fine-tuning has loss_type "sft" (found "${values.lossType}")`,
+    );
+  }
+  const all = isTuning ? { learningRate: 7e-6, ...values, lossType: 'sft' } : values;
+  resolveArgs({ ...all, outputDir: '.' }, place);
+  return all as RunInput;
 }
 
 function requireNames(config: FusionConfig, where: Where): void {
@@ -241,7 +310,7 @@ function requireNames(config: FusionConfig, where: Where): void {
 }
 
 // These hold keys of the user's own.
-const OPAQUE = /^(extra_?[bB]ody|groups)$/;
+const OPAQUE = /^(extra_?[bB]ody|groups|sft|train)$/;
 
 export function keysInCamelCase(value: unknown): unknown {
   if (Array.isArray(value)) return value.map(keysInCamelCase);

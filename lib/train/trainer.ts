@@ -276,6 +276,11 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     writeFileAtomic(join(args.outputDir, 'trainer_state.json'), `${JSON.stringify(state, null, 1)}\n`);
   }
 
+  /** The reference log-probs of all rows, computed now rather than when training begins, and kept. */
+  async computeReference({ signal }: Pick<TrainOptions, 'signal'> = {}): Promise<void> {
+    await this.#fillReference(await this.#prepare(), signal);
+  }
+
   /** Metrics on the evaluation set (`eval_…`), with the final alpha and, beside it, the current one. */
   async evaluate(): Promise<Metrics> {
     const run = await this.#prepare();
@@ -323,7 +328,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
 
   async #fillReference(run: Prepared, signal?: AbortSignal): Promise<void> {
     const began = performance.now();
-    const rows = await fillReference(run, this.args, signal);
+    const rows = await fillReference(run, this.args, { shared: this.#options.referenceDir, signal });
     if (rows > 0) this.emit('reference', { rows, seconds: (performance.now() - began) / 1000 });
   }
 
