@@ -24,16 +24,17 @@ export function readFusion(file: string, rest: string[]): FusionConfig {
   );
 }
 
-/** Does the work with a signal that Ctrl-C aborts; a second Ctrl-C ends the process. */
+/** Does the work with a signal that Ctrl-C, or what schedulers send, aborts; a second one ends the process. */
 export async function interruptible<T>(work: (signal: AbortSignal) => Promise<T>): Promise<T> {
   const controller = new AbortController();
   setMaxListeners(0, controller.signal); // as many as there are requests under way
   const stop = () => controller.abort();
-  process.once('SIGINT', stop);
+  const signals = ['SIGINT', 'SIGTERM'] as const;
+  for (const signal of signals) process.once(signal, stop);
   try {
     return await work(controller.signal);
   } finally {
-    process.removeListener('SIGINT', stop);
+    for (const signal of signals) process.removeListener(signal, stop);
   }
 }
 

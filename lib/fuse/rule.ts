@@ -25,10 +25,11 @@ function subsetOf({ sources, subset, groups }: FusionConfig): string[] {
 }
 
 /** The one that is named, or the only one. Throws ERR_CONFIG when there are several, or none. */
-export function decidingScorer({ scorer, scorers, sources, targets }: FusionConfig): string {
+export function decidingScorer({ scorer, scorers, sources, targets }: FusionConfig, given: string[] = []): string {
   if (scorer !== undefined) return scorer;
   const imported = [...sources, ...targets].flatMap((one) => ('import' in one ? [one.scorer ?? 'imported'] : []));
-  const names = [...new Set(scorers.length > 0 ? scorers.map(({ name }) => name) : imported)];
+  const own = [...scorers.map(({ name }) => name), ...given];
+  const names = [...new Set(own.length > 0 ? own : imported)];
   if (names.length === 1) return names[0]!;
   const there = names.length === 0 ? 'the run file has no scorers' : `there is ${names.join(', ')}`;
   throw new WrpoError('ERR_CONFIG', `name whose scores decide with "scorer": ${there}`);
