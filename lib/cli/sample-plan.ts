@@ -1,7 +1,8 @@
 /** `wrpo sample --dry-run`: what would be asked, and about what it takes. */
-import { type FusionConfig, isEndpoint, isImport } from '../fuse/config.js';
+import type { FusionConfig } from '../fuse/config.js';
 import { type ChosenModel, learntFrom } from '../fuse/models.js';
 import type { Prompt } from '../fuse/prompts.js';
+import { isEndpoint, isImport } from '../fuse/schema.js';
 import { idsIn } from '../fuse/shard.js';
 import { pathOfSamples } from '../fuse/store.js';
 import { table } from './fusion.js';

@@ -1,8 +1,9 @@
 /** `wrpo sample`: the prompts of a fusion to its models. */
-import { type FusionConfig, isEndpoint, type SourceConfig } from '../fuse/config.js';
+import type { FusionConfig } from '../fuse/config.js';
 import { chosenModels, sampleModels } from '../fuse/models.js';
 import { type Prompt, readPrompts } from '../fuse/prompts.js';
 import type { SampleTotals } from '../fuse/sample.js';
+import { isEndpoint, type SourceConfig } from '../fuse/schema.js';
 import { Store } from '../fuse/store.js';
 import { type FusionOptions, interruptible, readFusion } from './fusion.js';
 import { newsOf } from './news.js';

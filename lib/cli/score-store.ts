@@ -1,7 +1,8 @@
 /** `wrpo score --config`: what a fusion's models have answered, by its scorers. */
 import { WrpoError } from '../errors.js';
-import type { FusionConfig, ScorerConfig } from '../fuse/config.js';
+import type { FusionConfig } from '../fuse/config.js';
 import { chosenModels } from '../fuse/models.js';
+import type { ScorerConfig } from '../fuse/schema.js';
 import { openAnswers, scoreModel } from '../fuse/score.js';
 import { scorerOf } from '../fuse/scorers.js';
 import { isFinished } from '../fuse/shard.js';

@@ -20,7 +20,7 @@ export async function select(options: FusionOptions, rest: string[]): Promise<vo
   let selection: Selection;
   try {
     selection = selectRows(store, {
-      ...ruleOf(config, target),
+      ...ruleOf(config, { target }),
       ...(!options.dryRun && { directory }),
       onPrompt: () => news.add(1),
     });

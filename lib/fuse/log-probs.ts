@@ -8,7 +8,7 @@ import type { TrainingArgs } from '../train/args.js';
 import { encodingOf, locate, sourceOf, tokenizerOf } from '../train/prepare.js';
 import { logProbsOf } from '../train/reference.js';
 import type { Compared } from './comparison.js';
-import { isEndpoint, isImport } from './config.js';
+import { isEndpoint, isImport } from './schema.js';
 
 const ROLES: readonly Role[] = ['source_chosen', 'target_chosen', 'rejected'];
 /** Enough for a distribution. */

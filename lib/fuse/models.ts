@@ -1,12 +1,13 @@
 /** The models of a fusion: which are meant, how each is asked, all of them at a time. */
 import { WrpoError } from '../errors.js';
 import { locate } from '../train/prepare.js';
-import { type FusionConfig, type ImportConfig, isEndpoint, isImport, type SourceConfig } from './config.js';
+import type { FusionConfig } from './config.js';
 import { endpointSampler } from './endpoint.js';
 import { importSamples } from './imports.js';
 import { localSampler } from './local.js';
 import { Limit } from './parallel.js';
 import { type SampleOptions, type Sampler, type SampleTotals, sampleModel } from './sample.js';
+import { type ImportConfig, isEndpoint, isImport, type SourceConfig } from './schema.js';
 import type { Depends } from './shard.js';
 import { splitPrompts } from './split.js';
 import type { Store } from './store.js';

@@ -3,16 +3,20 @@ import { WrpoError } from '../errors.js';
 import type { FusionConfig } from './config.js';
 import type { SelectOptions } from './quadruples.js';
 
-/** How rows are selected; `scorer` decides where the run file names none, and `target` gives y_wt and y_l. */
+/**
+ * How rows are selected: the first selection, or the one that is named; `target` gives y_wt and y_l, and `scorer` decides
+ * where the run file does not say whose scores.
+ */
 export function ruleOf(
   config: FusionConfig,
-  target: string | undefined,
-  scorer = decidingScorer(config),
+  { target, selection, scorer = decidingScorer(config) }: { target?: string; selection?: string; scorer?: string },
 ): SelectOptions {
-  const { rank, sourceRejected, heldOut, keepTies, sftRatio, rowSchema, format, seed } = config;
+  const view = { ...config, ...(selection !== undefined && config.selections[selection]) };
+  const { heldOut, sftRatio, rowSchema, format, seed } = config;
+  const { rank = 1, sourceRejected = false, keepTies = false } = view;
   return {
-    ...{ sources: subsetOf(config), target, scorer, seed, rank, sourceRejected },
-    ...{ heldOut, keepTies, sftRatio, rowSchema, format },
+    ...{ sources: subsetOf(view), target, scorer, seed, rank, sourceRejected, keepTies },
+    ...{ heldOut, sftRatio, rowSchema, format },
   };
 }
 
@@ -24,8 +28,14 @@ function subsetOf({ sources, subset, groups }: FusionConfig): string[] {
   return names.filter((name) => meant.has(name));
 }
 
-/** The one that is named, or the only one. Throws ERR_CONFIG when there are several, or none. */
-export function decidingScorer({ scorer, scorers, sources, targets }: FusionConfig, given: string[] = []): string {
+/**
+ * The scorer that is named, or the only one there is, those that are given in a program among them. Throws ERR_CONFIG when
+ * there are several, or none.
+ */
+export function decidingScorer(
+  { scorer, scorers, sources, targets }: FusionConfig,
+  given: readonly string[] = [],
+): string {
   if (scorer !== undefined) return scorer;
   const imported = [...sources, ...targets].flatMap((one) => ('import' in one ? [one.scorer ?? 'imported'] : []));
   const own = [...scorers.map(({ name }) => name), ...given];

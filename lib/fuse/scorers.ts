@@ -2,9 +2,10 @@
 import { readFileSync } from 'node:fs';
 import { WrpoError } from '../errors.js';
 import { armormScorer } from './armorm.js';
-import type { FusionConfig, ScorerConfig } from './config.js';
+import type { FusionConfig } from './config.js';
 import { httpScorer } from './http-scorer.js';
 import { judgeScorer } from './judge.js';
+import type { ScorerConfig } from './schema.js';
 import type { Scorer } from './score.js';
 
 /** How answers are scored. Throws ERR_CONFIG or ERR_MODEL: a template that lacks something, a model that is not there. */
