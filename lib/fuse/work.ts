@@ -107,14 +107,13 @@ export class Work {
       run: async (signal) => {
         const store = await this.#openStore();
         const progress = this.#counter(name);
-        for (const [scorerName, { open }] of this.#scorers) {
+        for (const { open } of this.#scorers.values()) {
           const scorer = await open();
           try {
             await this.#score(store, models, scorer, progress, signal);
           } finally {
             if (!this.options.scorers?.includes(scorer)) await scorer.close?.();
           }
-          this.#say(`scored by ${scorerName}`);
         }
         return scorers.flatMap((scorer) => models.map((model) => `scores/${scorer}/${model.name}.jsonl`));
       },
