@@ -3,11 +3,11 @@ import type { FusionConfig } from '../fuse/config.js';
 import { chosenModels, sampleModels } from '../fuse/models.js';
 import { type Prompt, readPrompts } from '../fuse/prompts.js';
 import type { SampleTotals } from '../fuse/sample.js';
-import { isEndpoint, type SourceConfig } from '../fuse/schema.js';
+import { dollarsOf } from '../fuse/sampling-plan.js';
 import { Store } from '../fuse/store.js';
 import { type FusionOptions, interruptible, readFusion } from './fusion.js';
 import { newsOf } from './news.js';
-import { planSampling } from './sample-plan.js';
+import { saySamplingPlan } from './sample-plan.js';
 import { writeOut } from './stdout.js';
 
 export interface SampleCommand extends FusionOptions {
@@ -21,7 +21,7 @@ export async function sample(options: SampleCommand, rest: string[]): Promise<vo
   const models = chosenModels(config, options.only);
   const news = newsOf('prompts answered');
   const prompts = promptsOf(config, news.say);
-  if (options.dryRun) return planSampling(config, models, prompts, options);
+  if (options.dryRun) return saySamplingPlan(config, models, prompts, options);
   const report: (SampleTotals & { model: string; dollars?: number })[] = [];
   try {
     await interruptible((signal) =>
@@ -45,15 +45,6 @@ async function* promptsOf(config: FusionConfig, say: (line: string) => void): As
   const { prompts, promptsSplit: split, promptsConfig, promptsRevision: revision, outputDir } = config;
   if (prompts !== undefined) yield* readPrompts(prompts, { split, config: promptsConfig, revision, say });
   else yield* Store.open(outputDir).prompts();
-}
-
-/** Dollars for what a model was asked and answered, where its prices are known. */
-export function dollarsOf(
-  source: SourceConfig,
-  tokens: { promptTokens: number; completionTokens: number },
-): number | undefined {
-  const prices = isEndpoint(source) ? source.prices : undefined;
-  return prices && (tokens.promptTokens * prices.input + tokens.completionTokens * prices.output) / 1e6;
 }
 
 function describe(totals: SampleTotals & { model: string; dollars?: number }): string {

@@ -6,7 +6,9 @@ import { snake } from '../train/compat.js';
 import type { Metrics } from '../train/metrics.js';
 import { type ComparisonRow, readComparison } from './comparison.js';
 import { type FusionConfig, type FusionInput, resolveFusion } from './config.js';
+import { type Assumptions, forecastStages, type StageForecast } from './forecast.js';
 import { lock } from './lock.js';
+import { lettersOf } from './prompts.js';
 import type { Scorer } from './score.js';
 import { type StageRecord, Stages } from './stages.js';
 import { selectedDirectory, Work } from './work.js';
@@ -75,6 +77,20 @@ export async function runFusion(config: FusionConfig, options: FuseOptions = {})
     ...{ directory: config.outputDir, stages: records },
     ...(evaluated && { results: readComparison(join(config.outputDir, 'evaluation')) }),
   };
+}
+
+/** What of a fusion is done, and about what the rest takes; `from` as for `fuse`. Nothing is asked and nothing written. */
+export async function forecastFusion(
+  config: FusionConfig,
+  options: FuseOptions,
+  assumptions: Assumptions,
+): Promise<{ prompts: number; stages: StageForecast[] }> {
+  const work = new Work(config, options);
+  const stages = stagesOf(config, options);
+  const letters = await lettersOf(work.prompts());
+  const again = options.from === undefined ? undefined : stages.from(options.from);
+  const target = { directory: work.target, asked: work.asked };
+  return { prompts: letters.size, stages: await forecastStages(config, stages, target, letters, assumptions, again) };
 }
 
 /** The stages of a configuration, in their order. Throws ERR_CONFIG when it says too little for them. */

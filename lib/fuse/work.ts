@@ -78,7 +78,7 @@ export class Work {
         ...(ofSources ? {} : await this.#weightsOfStart()),
       }),
       run: async (signal) => {
-        const open = ofSources ? () => Store.create(outputDir, this.#prompts()) : this.#openStore;
+        const open = ofSources ? () => Store.create(outputDir, this.prompts()) : this.#openStore;
         const chosen = models.map((source) => ({ source, isTarget: !ofSources }));
         const progress = this.#counter(name);
         await sampleModels(open, config, chosen, {
@@ -241,7 +241,8 @@ export class Work {
 
   readonly #openStore = async () => Store.open(this.config.outputDir);
 
-  #prompts() {
+  /** Those of the run file or, without, of the store. */
+  prompts() {
     const { prompts, promptsSplit: split, promptsConfig: config, promptsRevision: revision } = this.config;
     if (prompts === undefined) return Store.open(this.config.outputDir).prompts();
     return readPrompts(prompts, { split, config, revision, say: this.#say });
