@@ -83,7 +83,7 @@ function placeOf(root: Node | null, steps: readonly (PropertyKey | undefined)[])
 
 function parseYaml(text: string, where: string): unknown {
   try {
-    return parse(text);
+    return parse(text, { merge: true }); // as in YAML 1.1, which Python reads
   } catch (cause) {
     // The first line says what and where; the others draw it.
     const message = cause instanceof YAMLParseError ? cause.message.split('\n')[0]!.replace(/:$/, '') : String(cause);

@@ -5,7 +5,7 @@ import { forecast as forecastMemory, parameterCount } from '../train/memory-plan
 import { objectiveOf, termsOf } from '../train/objective.js';
 import type { FusionConfig, RunInput } from './config.js';
 import { LETTERS, type PromptLengths, planSampling } from './sampling-plan.js';
-import { isImport } from './schema.js';
+import { isImport, isLocal } from './schema.js';
 import { argsOf } from './settings.js';
 import { type Part, splitPrompts } from './split.js';
 import type { Stage, StageState, Stages } from './stages.js';
@@ -93,6 +93,12 @@ export async function forecastStages(
     }
     if (name === 'score-target') return scoring([target.asked as { n?: number }], learnt, all);
     if (name === 'sft') return training(config.sft!, 'sft');
+    if (name === 'evaluate') {
+      // Of prompts that are no part of the fusion's nothing is known before they are read.
+      if (config.evaluate !== false && config.evaluate.prompts !== undefined) return {};
+      const models = 1 + Number(config.sft !== undefined) + Object.keys(config.train).length;
+      return { count: (models + config.sources.filter(isLocal).length) * countOf('test') };
+    }
     if (name.startsWith('train/')) return training(config.train[name.slice('train/'.length)]!, 'train');
     if (name !== 'reference') return {};
     // A forward of a step's three passes.

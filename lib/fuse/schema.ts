@@ -134,6 +134,8 @@ export type ScorerConfig = output<typeof scorer>;
 export type SourceInput = input<typeof endpoint> | input<typeof local> | input<typeof imported>;
 
 export const isImport = (source: SourceConfig): source is ImportConfig => 'import' in source;
+/** A model that is run in this process. */
+export const isLocal = (source: SourceConfig): source is LocalConfig => !isImport(source) && !isEndpoint(source);
 export const isEndpoint = (source: SourceConfig): source is EndpointConfig => 'baseUrl' in source;
 
 /** Where something stands, for errors. */

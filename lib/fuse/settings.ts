@@ -5,7 +5,7 @@ import { snake } from '../train/compat.js';
 import { locate } from '../train/prepare.js';
 import type { FusionConfig, RunInput } from './config.js';
 import type { Hashes } from './hashes.js';
-import { isEndpoint, isImport, type SourceConfig } from './schema.js';
+import { isImport, isLocal, type SourceConfig } from './schema.js';
 import type { Inputs } from './stages.js';
 
 /** How a model is talked to, which changes nothing in what it says. */
@@ -30,7 +30,7 @@ const without = (value: object, keys: readonly string[]): object =>
   Object.fromEntries(Object.entries(value).filter(([key]) => !keys.includes(key)));
 
 /** Of a model or a scorer of the run file, by its name. */
-export const settingsOf = (one: { name: string }): Inputs => flat({ [one.name]: without(one, ['name', ...TUNING]) });
+export const settingsOf = (one: { name: string }): Inputs => flat(without(one, ['name', ...TUNING]), `${one.name}.`);
 
 /** What samples of these models depend on. */
 export async function samplingSettings(
@@ -47,10 +47,11 @@ export async function samplingSettings(
   };
   for (const model of models) {
     if (isImport(model)) settings[`${model.name}.import`] = (await hashes.of(model.import)) ?? model.import;
+    if (!isLocal(model)) continue;
+    const place = relative(config.outputDir, model.model);
     // Of what is trained here its stage says more, and it may not be there yet.
-    else if (!isEndpoint(model) && relative(config.outputDir, model.model).startsWith('..')) {
-      settings[`${model.name} weights`] = await hashes.ofModel(await locate(model.model, { say }));
-    }
+    if (!place.startsWith('..')) settings[`${model.name}.model`] = place;
+    else settings[`${model.name} weights`] = await hashes.ofModel(await locate(model.model, { say }));
   }
   return settings;
 }

@@ -15,7 +15,7 @@ import { sampleModels } from './models.js';
 import { readPrompts } from './prompts.js';
 import { type Selection, selectRows } from './quadruples.js';
 import { decidingScorer, ruleOf } from './rule.js';
-import { isEndpoint, isImport, local, type SourceConfig } from './schema.js';
+import { isLocal, local, type SourceConfig } from './schema.js';
 import { openAnswers, type Scorer, scoreModel } from './score.js';
 import { scorerOf } from './scorers.js';
 import { argsOf, flat, samplingSettings, settingsOf, trainingSettings } from './settings.js';
@@ -199,7 +199,7 @@ export class Work {
       ...Object.keys(train).map((run) => ({ name: run, source: localModel(run, this.path('train', run)) })),
     ];
     // Servers may be long gone.
-    const runHere = sources.filter((source) => !isImport(source) && !isEndpoint(source));
+    const runHere = sources.filter(isLocal);
     const [target, ...others] = ours;
     const compared = [target!, ...runHere.map((source) => ({ name: source.name, source })), ...others];
     return {
@@ -356,7 +356,7 @@ export class Work {
       all.set(one.name, { settings: settingsOf(one), open: () => scorerOf(one, config, this.#say) });
     }
     for (const scorer of this.options.scorers ?? []) {
-      all.set(scorer.name, { settings: flat({ [scorer.name]: scorer.depends }), open: async () => scorer });
+      all.set(scorer.name, { settings: flat(scorer.depends, `${scorer.name}.`), open: async () => scorer });
     }
     const { scorer: named } = config;
     if (named === undefined) return all;
