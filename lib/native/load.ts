@@ -10,6 +10,9 @@ import { findLibtorch, type Libtorch, sameRelease } from './libtorch.js';
 
 const require = createRequire(import.meta.url);
 const root = fileURLToPath(new URL('../..', import.meta.url));
+const BUILD = existsSync(join(root, 'lib'))
+  ? 'run `npm run build`'
+  : `run \`npm install cmake-js@8\` in your project, then \`npm run build\` in ${root}`;
 const MARKER = 'WRPO_CORE_TORCH=';
 
 let addon: NativeAddon | undefined;
@@ -25,28 +28,38 @@ function load(): NativeAddon {
   const libtorch = requireLibtorch();
   const core = findCore(dirname(shim), libtorch);
   checkRelease(core, libtorch);
+  const rebuild = `${BUILD} to build it on this machine`;
+  const { preload } = explain<Shim>('The native addon could not be loaded', rebuild, () => require(shim));
   explain(`libtorch ${libtorch.version} in ${libtorch.dir} could not be loaded`, 'run `wrpo doctor`', () => {
-    const { preload } = require(shim) as { preload(path: string): void };
     preload(join(libtorch.dir, 'lib', 'libtorch_cpu.so'));
     if (libtorch.variant !== 'cpu') preload(join(libtorch.dir, 'lib', 'libtorch_cuda.so'));
   });
   const module = { exports: {} };
-  explain('The native core could not be loaded', 'run `npm run build` to rebuild it on this machine', () =>
+  explain('The native core could not be loaded', rebuild, () =>
     process.dlopen(module, core, constants.dlopen.RTLD_NOW),
   );
   return module.exports as NativeAddon;
 }
 
+interface Shim {
+  preload(path: string): void;
+}
+
 /** The path of `wrpo.node`: the source build's if there is one, else the prebuilt one. */
 export function findShim(): string {
+  const here = `${process.platform}-${process.arch}`;
+  if (process.platform !== 'linux') {
+    throw new WrpoError(
+      'ERR_NATIVE_LOAD',
+      `wrpo computes on Linux alone (linux-x64 is built and tested), and there is no native addon for ${here}: run it in a Linux container or virtual machine.`,
+    );
+  }
   try {
     return require('node-gyp-build').resolve(root);
   } catch (cause) {
-    throw new WrpoError(
-      'ERR_NATIVE_LOAD',
-      `The native addon for ${process.platform}-${process.arch} is not built: run \`npm run build\` in ${root}.`,
-      { cause },
-    );
+    throw new WrpoError('ERR_NATIVE_LOAD', `No native addon for ${here} is in ${root}: ${BUILD} to build it.`, {
+      cause,
+    });
   }
 }
 
@@ -65,7 +78,7 @@ export function findCore(dir: string, { variant, ...libtorch }: Libtorch): strin
   const core = join(dir, variant === 'cpu' ? 'libwrpo_core.so' : `libwrpo_core_${variant}.so`);
   if (existsSync(core)) return core;
   if (variant === 'cpu') {
-    throw new WrpoError('ERR_NATIVE_LOAD', `${core} is missing: run \`npm run build\` to build it.`);
+    throw new WrpoError('ERR_NATIVE_LOAD', `${core} is missing: ${BUILD} to build it.`);
   }
   const remedy =
     libtorch.origin === 'python'
@@ -86,7 +99,7 @@ export function coreTorchVersion(core: string): string {
   }
   throw new WrpoError(
     'ERR_NATIVE_LOAD',
-    `${core} does not say which libtorch it was built for: run \`npm run build\` to rebuild it.`,
+    `${core} does not say which libtorch it was built for: ${BUILD} to rebuild it.`,
   );
 }
 
@@ -97,13 +110,14 @@ export function checkRelease(core: string, libtorch: Libtorch): void {
   const [major, minor] = built.split('.');
   throw new WrpoError(
     'ERR_NATIVE_LOAD',
-    `The native core was built for libtorch ${built} but ${libtorch.dir} holds ${libtorch.version}: run \`npm run build\` to rebuild it, or set WRPO_LIBTORCH to a libtorch ${major}.${minor}.`,
+    `The native core was built for libtorch ${built} but ${libtorch.dir} holds ${libtorch.version}: ${BUILD} to rebuild it, or set WRPO_LIBTORCH to a libtorch ${major}.${minor}.`,
   );
 }
 
-function explain(what: string, remedy: string, action: () => void): void {
+/** What `action` gives; its failure is named by `what` and followed by `remedy`. */
+function explain<T>(what: string, remedy: string, action: () => T): T {
   try {
-    action();
+    return action();
   } catch (cause) {
     throw new WrpoError('ERR_NATIVE_LOAD', `${what} (${(cause as Error).message}): ${remedy}.`, { cause });
   }
