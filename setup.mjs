@@ -89,8 +89,7 @@ async function native() {
   const cmakeJs = locateCmakeJs();
   const sources = digest('native', 'CMakeLists.txt');
   const stampFor = ({ dir, version }) => [sources, dir, version, cmakeJs.version].join('\n');
-  const names = ['wrpo.node', 'libwrpo_core.so', ...(existsSync(path('native/check')) ? ['kernel_check'] : [])];
-  const outputs = names.map((name) => path('build/Release', name));
+  const outputs = ['wrpo.node', 'libwrpo_core.so', 'kernel_check'].map((name) => path('build/Release', name));
   const found = findLibtorch();
   if (outputs.every(existsSync) && found && stamped('native') === stampFor(found)) return undefined;
   return () =>
