@@ -44,6 +44,7 @@ process.exitCode = problems.length === 0 ? 0 : 1;
 function pack() {
   rmSync(prebuilds, { recursive: true, force: true });
   run('npm', ['run', '--silent', 'prebuilds'], root);
+  cpSync(join(prebuilds, 'wrpo.node'), join(root, 'build/Release/wrpo.node')); // prebuildify moved it
   for (const name of readdirSync(prebuilds)) {
     const file = join(prebuilds, name);
     const needs = Object.entries(symbolNeeds(file)).map(([library, version]) => `${library} ${version}`);

@@ -1,5 +1,5 @@
 /** Finds the shim, libtorch and the core, checks that they fit, and loads them; every failure says what to do. */
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { constants } from 'node:os';
 import { basename, dirname, join } from 'node:path';
@@ -60,6 +60,26 @@ export function findShim(): string {
     throw new WrpoError('ERR_NATIVE_LOAD', `No native addon for ${here} is in ${root}: ${BUILD} to build it.`, {
       cause,
     });
+  }
+}
+
+/** Both places where the addon could be, in the order in which they are asked, with what is there: for a report. */
+export function addonPlaces(libtorch: Libtorch | undefined): string[] {
+  return ['build/Release', `prebuilds/${process.platform}-${process.arch}`].map((name) => {
+    const dir = join(root, name);
+    if (!existsSync(join(dir, 'wrpo.node'))) return `${dir}: no wrpo.node`;
+    const cores = readdirSync(dir).filter((file) => /^libwrpo_core.*\.so$/.test(file));
+    return `${dir}: ${cores.map((core) => `${core} ${fitOf(join(dir, core), libtorch)}`).join('; ') || 'no core'}`;
+  });
+}
+
+function fitOf(core: string, libtorch: Libtorch | undefined): string {
+  try {
+    const built = coreTorchVersion(core);
+    const other = libtorch !== undefined && !sameRelease(built, libtorch.version);
+    return `for libtorch ${built}${other ? `, refused: ${libtorch.version} was found` : ''}`;
+  } catch {
+    return 'refused, it does not say which libtorch it is for';
   }
 }
 
