@@ -11,12 +11,12 @@
 /** Views of the same samples: where y_ws comes from. */
 export const SELECTIONS = {
   all: {},
-  A: { sources: ['srcA'] },
-  B: { sources: ['srcB'] },
-  C: { sources: ['srcC'] },
-  'A+B': { sources: ['srcA', 'srcB'] },
-  'A+C': { sources: ['srcA', 'srcC'] },
-  'B+C': { sources: ['srcB', 'srcC'] },
+  A: { subset: ['srcA'] },
+  B: { subset: ['srcB'] },
+  C: { subset: ['srcC'] },
+  'A+B': { subset: ['srcA', 'srcB'] },
+  'A+C': { subset: ['srcA', 'srcC'] },
+  'B+C': { subset: ['srcB', 'srcC'] },
   'rank 2': { rank: 2 },
   'with y_ls': { sourceRejected: true },
 };

@@ -1,10 +1,9 @@
 /** One seed of the miniature: the paper's steps, then every method from the same samples, then the held-out prompts. */
-import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
-import { WrpoError } from 'wrpo';
-import { MiniatureRun, modelDir, PREFERENCE, SFT, SOURCES, weightsOf } from './fusion.mjs';
-import { SELECTIONS } from './methods.mjs';
-import { answers, mean } from './task.mjs';
+import { cpSync, existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { functionScorer, fuse, WrpoError } from 'wrpo';
+import { fusionOf, SOURCES, slug } from './fusion.mjs';
+import { fusionPrompts, mean, rewardOf } from './task.mjs';
 
 /** A source must not win more of the prompts, or the others would hardly be there. */
 const LARGEST_SHARE = 60;
@@ -25,54 +24,70 @@ const LARGEST_SHARE = 60;
  * @returns {Promise<Record<string, Answer[]>>}
  */
 export async function runSeed(directory, { seed, methods, test, count, say }) {
-  const run = await MiniatureRun.open(directory, seed, { count, say });
-  /** @type {Record<string, Answer[]>} */
-  const results = {};
-  const evaluate = async (name, dir) => {
-    const path = join(directory, 'answers', `${fileName(name)}.json`);
-    results[name] = await remembered(path, `${weightsOf(dir)} ${test.length}`, () => answers(dir, test));
-    say(`${name}: mean reward ${mean(results[name].map(({ reward }) => reward)).toFixed(3)} on held-out prompts`);
-  };
+  mkdirSync(directory, { recursive: true });
+  const samples = fusionPrompts(seed, count);
+  const prompts = promptFile(join(directory, 'asked.jsonl'), samples);
+  const heldOut = promptFile(join(directory, 'held-out.jsonl'), test);
+  const scorers = [functionScorer('gold', rewardOf([...samples, ...test]))];
+  const of = (/** @type {string} */ start) => methods.filter((method) => (method.start ?? 'target-sft') === start);
+  const run = { outputDir: directory, seed, prompts, heldOut, fineTunes: true };
+  await fuse(fusionOf(of('target-sft'), run), { scorers, say });
+  requireSeveral(join(directory, 'selected', 'train.jsonl'));
+  const results = answersIn(directory, { Target: 'target', 'Target-SFT': 'target-sft' }, of('target-sft'));
 
-  for (const name of SOURCES) await run.sample(name, modelDir(name));
-  const tuning = run.select('selected-sft');
-  const shares = Object.entries(tuning.shares);
-  say(`y_ws comes from ${shares.map(([name, share]) => `${name} ${share.toFixed(1)} %`).join(', ')}`);
-  const [most, share] = shares.reduce((a, b) => (b[1] > a[1] ? b : a));
-  if (share > LARGEST_SHARE)
-    throw new WrpoError('ERR_DATA', `${most} wins ${share.toFixed(1)} % of the prompts: no fusion of several`);
-
-  const sft = { model: modelDir('target'), rows: join(tuning.directory, 'sft.jsonl'), args: SFT };
-  const starts = { target: modelDir('target'), 'target-sft': await run.train('sft', sft) };
-  for (const name of ['target', ...SOURCES]) await evaluate(name === 'target' ? 'Target' : name, modelDir(name));
-  await evaluate('Target-SFT', starts['target-sft']);
-
-  const sampled = new Set();
-  for (const { name, start = 'target-sft', rows = 'all', args } of methods) {
-    if (!sampled.has(start)) await run.sample(start, starts[start], { onlyPreferences: true });
-    sampled.add(start);
-    const { directory: selected } = run.select(`selected/${fileName(`${start} ${rows}`)}`, {
-      ...{ target: start, ...SELECTIONS[rows] },
-    });
-    const job = { model: starts[start], rows: join(selected, 'train.jsonl'), args: { ...PREFERENCE, ...args } };
-    if (args.lossType === 'sft') job.args.beta = undefined;
-    await evaluate(name, await run.train(`train/${fileName(name)}`, job));
+  if (of('target').length > 0) {
+    // The sources have answered already.
+    const outputDir = join(directory, 'from-target');
+    mkdirSync(outputDir, { recursive: true });
+    for (const part of ['prompts.jsonl', ...SOURCES.flatMap(shardsOf)]) {
+      if (!existsSync(join(outputDir, part))) cpSync(join(directory, part), join(outputDir, part));
+    }
+    await fuse(fusionOf(of('target'), { ...run, outputDir, fineTunes: false }), { scorers, say });
+    Object.assign(results, answersIn(outputDir, {}, of('target')));
+  }
+  for (const [name, answers] of Object.entries(results)) {
+    say(`${name}: mean reward ${mean(answers.map(({ reward }) => reward)).toFixed(3)} on held-out prompts`);
   }
   return results;
 }
 
-const fileName = (/** @type {string} */ name) => name.replace(/[^A-Za-z0-9.+]+/g, '-').replace(/-$/, '');
+/** @param {string} quadruples */
+function requireSeveral(quadruples) {
+  const rows = readFileSync(quadruples, 'utf8').trimEnd().split('\n');
+  const wins = rows.map((row) => JSON.parse(row).meta.source_model);
+  for (const source of SOURCES) {
+    const share = (100 * wins.filter((name) => name === source).length) / wins.length;
+    if (share > LARGEST_SHARE)
+      throw new WrpoError('ERR_DATA', `${source} wins ${share.toFixed(1)} % of the prompts: no fusion of several`);
+  }
+}
+
+const shardsOf = (/** @type {string} */ name) =>
+  ['samples', 'scores/gold'].flatMap((kind) => ['json', 'jsonl'].map((ending) => `${kind}/${name}.${ending}`));
+
+/** @param {string} path @param {import('./task.mjs').Sample[]} samples */
+function promptFile(path, samples) {
+  const text = samples.map(({ prompt }) => `${JSON.stringify({ prompt })}\n`).join('');
+  if (existsSync(path) && readFileSync(path, 'utf8') === text) return path;
+  writeFileSync(`${path}.tmp`, text);
+  renameSync(`${path}.tmp`, path);
+  return path;
+}
 
 /**
- * What was made of something before, if it was of the same.
- * @template T @param {string} path @param {string} of @param {() => Promise<T>} make @returns {Promise<T>}
+ * What a fusion's models answered to the held-out prompts, in their order.
+ * @param {string} directory @param {Record<string, string>} others models by what the tables call them
+ * @param {import('./methods.mjs').Method[]} methods
+ * @returns {Record<string, Answer[]>}
  */
-async function remembered(path, of, make) {
-  const before = existsSync(path) ? JSON.parse(readFileSync(path, 'utf8')) : undefined;
-  if (before?.of === of) return before.value;
-  const value = await make();
-  mkdirSync(dirname(path), { recursive: true });
-  writeFileSync(`${path}.tmp`, JSON.stringify({ of, value }));
-  renameSync(`${path}.tmp`, path);
-  return value;
+function answersIn(directory, others, methods) {
+  const lines = readFileSync(join(directory, 'evaluation/answers.jsonl'), 'utf8').trimEnd().split('\n');
+  const rows = lines.map((line) => JSON.parse(line).answers);
+  const { Target, ...rest } = others;
+  const names = [
+    ...(Target ? [['Target', Target], ...SOURCES.map((name) => [name, name])] : []),
+    ...Object.entries(rest),
+    ...methods.map(({ name }) => [name, slug(name)]),
+  ];
+  return Object.fromEntries(names.map(([name, key]) => [name, rows.map((row) => row[key])]));
 }

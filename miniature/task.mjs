@@ -1,5 +1,4 @@
-/** The miniature's task as a fusion sees it: prompts, a reward model, and greedy answers on held-out prompts. */
-import { encodePrompt, Model, Tokenizer } from 'wrpo';
+/** The miniature's task as a fusion sees it: prompts, and a reward model. */
 import { prompts, reward } from './skills.mjs';
 
 /** Samples end here, whatever the model. */
@@ -22,32 +21,12 @@ export const fusionPrompts = (seed, n = 3072) => prompts(5000 + seed, n, 'po');
 
 /**
  * The reward model: the right answers are known. @param {Sample[]} samples
- * @returns {(item: { messages: readonly { content: string }[], response: string }) => number}
+ * @returns {(item: { messages: readonly { content: string }[], response: string, finishReason: string }) => number}
  */
 export function rewardOf(samples) {
   const golds = new Map(samples.map(({ prompt, gold }) => [prompt, gold]));
-  return ({ messages, response }) => reward(response, golds.get(messages[0].content));
-}
-
-/** A model's greedy answers. @param {string} dir @param {Sample[]} samples @returns {Promise<Answer[]>} */
-export async function answers(dir, samples) {
-  const tokenizer = await Tokenizer.load(dir);
-  const model = await Model.load(dir);
-  const asked = [];
-  for (const { prompt } of samples) {
-    asked.push({ ids: await encodePrompt([{ role: 'user', content: prompt }], tokenizer), seeds: [0] });
-  }
-  const given = [];
-  for await (const { prompt, samples: made } of model.generate(asked, {
-    tokenizer,
-    temperature: 0,
-    maxTokens: MAX_TOKENS,
-  })) {
-    const [{ text, finishReason }] = made;
-    given.push({ text, reward: reward(text, samples[prompt].gold, finishReason === 'stop') });
-  }
-  await model.close();
-  return given;
+  return ({ messages, response, finishReason }) =>
+    reward(response, golds.get(messages[0].content), finishReason === 'stop');
 }
 
 /** @param {number[]} values */

@@ -38,7 +38,7 @@ it('goes through all steps and says where to look', () => {
   const page = readFileSync(join(output, 'report.html'), 'utf8');
   for (const { name } of rows) expect(page).toContain(`<td>${name}</td>`);
 
-  const quadruples = readFileSync(join(output, 'seed-21/selected/target-sft-all/train.jsonl'), 'utf8').trimEnd();
+  const quadruples = readFileSync(join(output, 'seed-21/selected/train.jsonl'), 'utf8').trimEnd();
   expect(quadruples.split('\n')).toHaveLength(64);
   expect(existsSync(join(output, 'seed-21/train/SFT-WRPO/model.safetensors'))).toBe(true);
 });

@@ -1,7 +1,6 @@
 /** What the commands of a fusion share: their run file, the models that are meant, Ctrl-C. */
 import { setMaxListeners } from 'node:events';
-import { WrpoError } from '../errors.js';
-import { type FusionConfig, resolveFusion, type SourceConfig } from '../fuse/config.js';
+import { type FusionConfig, resolveFusion } from '../fuse/config.js';
 import { camel } from '../train/compat.js';
 import { parseOverrides, readRunFile } from './run-file.js';
 
@@ -25,46 +24,17 @@ export function readFusion(file: string, rest: string[]): FusionConfig {
   );
 }
 
-/** A model of the run, and whether it is a target. */
-export interface ChosenModel {
-  source: SourceConfig;
-  isTarget: boolean;
-}
-
-/** The models that `--only` names, or all. Throws ERR_CONFIG when there is none of a name, or none at all. */
-export function chosenModels({ sources, targets }: FusionConfig, only: string | undefined): ChosenModel[] {
-  const all = [
-    ...sources.map((source) => ({ source, isTarget: false })),
-    ...targets.map((source) => ({ source, isTarget: true })),
-  ];
-  if (all.length === 0)
-    throw new WrpoError('ERR_CONFIG', 'the run file names no models: sources and targets are empty');
-  if (only === undefined) return all;
-  const wanted = only.split(',').map((name) => name.trim());
-  const groups: Record<string, ChosenModel[]> = {
-    sources: all.filter(({ isTarget }) => !isTarget),
-    targets: all.filter(({ isTarget }) => isTarget),
-  };
-  const chosen = wanted.flatMap((name) => {
-    const found = all.filter(({ source }) => source.name === name);
-    const meant = found.length > 0 ? found : (groups[name] ?? []);
-    if (meant.length > 0) return meant;
-    const names = all.map(({ source }) => source.name).join(', ');
-    throw new WrpoError('ERR_CONFIG', `--only ${name}: there is no such model; there is ${names}`);
-  });
-  return [...new Set(chosen)];
-}
-
-/** Does the work with a signal that Ctrl-C aborts; a second Ctrl-C ends the process. */
+/** Does the work with a signal that Ctrl-C, or what schedulers send, aborts; a second one ends the process. */
 export async function interruptible<T>(work: (signal: AbortSignal) => Promise<T>): Promise<T> {
   const controller = new AbortController();
   setMaxListeners(0, controller.signal); // as many as there are requests under way
   const stop = () => controller.abort();
-  process.once('SIGINT', stop);
+  const signals = ['SIGINT', 'SIGTERM'] as const;
+  for (const signal of signals) process.once(signal, stop);
   try {
     return await work(controller.signal);
   } finally {
-    process.removeListener('SIGINT', stop);
+    for (const signal of signals) process.removeListener(signal, stop);
   }
 }
 

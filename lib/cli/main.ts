@@ -99,6 +99,28 @@ drawing(program.command('chat'))
   });
 
 program
+  .command('fuse')
+  .description(
+    'a whole fusion: sample, score, select, fine-tune, learn preferences, compare; what is done is not done again',
+  )
+  .requiredOption('--config <file>', 'run file (YAML)')
+  .option('--from <stage>', 'do this stage and all that follow from it again')
+  .option('--only <stages>', 'do nothing but these, with commas between')
+  .option('--dry-run', 'say what is to be done, and about what time, memory and money it would take')
+  .option('--answer-tokens <count>', 'for the dry run: tokens of an answer', count, 400)
+  .option('--speed <count>', 'for the dry run: tokens a second of one request', count, 30)
+  .option('--rate <count>', 'for the dry run: answers scored a second', count, 10)
+  .option('--train-speed <count>', 'for the dry run: tokens trained on a second', count, 1000)
+  .option('--json', 'print one JSON object')
+  .allowUnknownOption()
+  .allowExcessArguments()
+  .addHelpText('after', KEYS_AS_OPTIONS)
+  .action(async (options, command: Command) => {
+    const { fuse } = await import('./fuse.js');
+    await fuse(options, command.args);
+  });
+
+program
   .command('sample')
   .description('ask the models of a fusion for answers to its prompts; what is there already is not asked again')
   .requiredOption('--config <file>', 'run file (YAML)')

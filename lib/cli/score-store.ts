@@ -1,14 +1,13 @@
 /** `wrpo score --config`: what a fusion's models have answered, by its scorers. */
-import { readFileSync } from 'node:fs';
 import { WrpoError } from '../errors.js';
-import { armormScorer } from '../fuse/armorm.js';
-import type { FusionConfig, ScorerConfig } from '../fuse/config.js';
-import { httpScorer } from '../fuse/http-scorer.js';
-import { judgeScorer } from '../fuse/judge.js';
-import { openAnswers, type Scorer, scoreModel } from '../fuse/score.js';
+import type { FusionConfig } from '../fuse/config.js';
+import { chosenModels } from '../fuse/models.js';
+import type { ScorerConfig } from '../fuse/schema.js';
+import { openAnswers, scoreModel } from '../fuse/score.js';
+import { scorerOf } from '../fuse/scorers.js';
 import { isFinished } from '../fuse/shard.js';
 import { Store } from '../fuse/store.js';
-import { chosenModels, type FusionOptions, interruptible, readFusion, table } from './fusion.js';
+import { type FusionOptions, interruptible, readFusion, table } from './fusion.js';
 import { duration, newsOf } from './news.js';
 import { writeOut } from './stdout.js';
 
@@ -67,25 +66,6 @@ function sampledModels(
   }
   if (missing.length > 0) say(`not sampled to the end yet, and not scored: ${missing.join(', ')}`);
   return sampled;
-}
-
-async function scorerOf(one: ScorerConfig, { seed }: FusionConfig, say: (line: string) => void): Promise<Scorer> {
-  if (one.kind === 'armorm') return armormScorer(one);
-  if (one.kind === 'http') return httpScorer(one);
-  return judgeScorer({ ...one, scale: one.scale, template: templateOf(one), seed, say });
-}
-
-function templateOf({ name, template }: Extract<ScorerConfig, { kind: 'judge' }>): string | undefined {
-  if (template === undefined) return undefined;
-  let text: string;
-  try {
-    text = readFileSync(template, 'utf8');
-  } catch (cause) {
-    throw new WrpoError('ERR_CONFIG', `${name}: the template ${template} cannot be read`, { cause });
-  }
-  const missing = ['{prompt}', '{response}'].find((part) => !text.includes(part));
-  if (missing === undefined) return text;
-  throw new WrpoError('ERR_CONFIG', `${name}: the template ${template} has no ${missing}`);
 }
 
 /** A token of text is about so many letters. */

@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { WrpoError } from '../errors.js';
 import type { FusionConfig } from '../fuse/config.js';
 import { type Selection, selectRows } from '../fuse/quadruples.js';
+import { ruleOf } from '../fuse/rule.js';
 import { isFinished } from '../fuse/shard.js';
 import { Store } from '../fuse/store.js';
 import { type FusionOptions, readFusion, table } from './fusion.js';
@@ -19,10 +20,7 @@ export async function select(options: FusionOptions, rest: string[]): Promise<vo
   let selection: Selection;
   try {
     selection = selectRows(store, {
-      ...{ sources: subsetOf(config), target, scorer: scorerOf(config), seed: config.seed },
-      ...{ rank: config.rank, sourceRejected: config.sourceRejected, heldOut: config.heldOut },
-      keepTies: config.keepTies,
-      ...{ sftRatio: config.sftRatio, rowSchema: config.rowSchema, format: config.format },
+      ...ruleOf(config, { target }),
       ...(!options.dryRun && { directory }),
       onPrompt: () => news.add(1),
     });
@@ -33,23 +31,6 @@ export async function select(options: FusionOptions, rest: string[]): Promise<vo
   if (options.json) return writeOut(`${JSON.stringify({ ...(!options.dryRun && { directory }), ...selection })}\n`);
   await writeOut(describe(selection));
   news.say(options.dryRun ? 'nothing was written' : `rows in ${directory}`);
-}
-
-/** The sources that are meant, in the order of the run file, in which ties are decided. */
-function subsetOf({ sources, subset, groups }: FusionConfig): string[] {
-  const names = sources.map(({ name }) => name);
-  if (subset === undefined) return names;
-  const meant = new Set(subset.flatMap((one) => groups[one] ?? [one]));
-  return names.filter((name) => meant.has(name));
-}
-
-function scorerOf({ scorer, scorers, sources, targets }: FusionConfig): string {
-  if (scorer !== undefined) return scorer;
-  const imported = [...sources, ...targets].flatMap((one) => ('import' in one ? [one.scorer ?? 'imported'] : []));
-  const names = [...new Set(scorers.length > 0 ? scorers.map(({ name }) => name) : imported)];
-  if (names.length === 1) return names[0]!;
-  const there = names.length === 0 ? 'the run file has no scorers' : `there is ${names.join(', ')}`;
-  throw new WrpoError('ERR_CONFIG', `name whose scores decide with "scorer": ${there}`);
 }
 
 /** The one that is named, or the only one; undefined before it is sampled. */

@@ -125,7 +125,8 @@ function evaluationData(args: TrainingArgs): string | undefined {
   return undefined;
 }
 
-function describe(line: Metrics): string {
+/** A line of a training run's log in words. */
+export function describe(line: Metrics): string {
   const parts = Object.entries(line)
     .filter(([name]) =>
       /^(step|epoch|(eval_)?loss|(eval_)?rewards\/(margins|accuracies)|cur_alpha|learning_rate|tokens_per_second)$/.test(

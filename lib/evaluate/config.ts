@@ -12,7 +12,7 @@ import {
   prices,
   server,
   type Where,
-} from '../fuse/config.js';
+} from '../fuse/schema.js';
 
 const common = {
   /** Judgments, the tool's own files and results.json. */

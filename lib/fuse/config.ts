@@ -1,132 +1,56 @@
 /** The run file of a fusion: which models are asked what, who scores, what is selected. Keys may be in snake_case. */
-import { type output, z } from 'zod';
-import { nearest } from '../edit-distance.js';
+
+import type { input, output } from 'zod';
+import { z } from 'zod';
 import { WrpoError } from '../errors.js';
-import { camel, snake } from '../train/compat.js';
-
-export const count = z.number().int().positive();
-const positive = z.number().positive();
-const share = z.number().min(0).max(1);
-/** Goes into paths. */
-export const name = z
-  .string()
-  .regex(/^[A-Za-z0-9][\w.-]*$/, 'expected letters, digits, ".", "-" and "_", since files are named after it');
-
-export const server = {
+import { readKeys, resolveArgs, type TrainingArgsInput } from '../train/args.js';
+import { snake } from '../train/compat.js';
+import {
+  check,
+  count,
+  endpoint,
+  imported,
+  keysInCamelCase,
+  local,
   name,
-  /** Of an OpenAI-compatible server, such as `http://localhost:8000/v1`. */
-  baseUrl: z
-    .url({ protocol: /^https?$/, error: 'expected an address such as http://localhost:8000/v1' })
-    .refine(
-      (url) => new URL(url).username === '',
-      'a key does not belong into the address: name its variable with api_key_env',
-    ),
-  /** As the server calls it. */
-  model: z.string(),
-  /** The environment variable that holds the key. */
-  apiKeyEnv: z.string().optional(),
-  /** Requests at a time. */
-  concurrency: count.default(16),
-  /** Seconds. */
-  timeout: positive.default(600),
-  maxRetries: z.number().int().min(0).default(8),
-  /** Seconds before the first retry; doubles up to a minute. */
-  retryDelay: positive.default(1),
-};
-/** Settings of sampling, of a run and of each model over it. */
-const sampling = {
-  n: count,
-  temperature: z.number().min(0),
-  topP: positive.max(1),
-  maxTokens: count,
-};
-/** Dollars for a million tokens. */
-export const prices = z.strictObject({ input: z.number().min(0), output: z.number().min(0) });
-export const extraBody = z.record(z.string(), z.unknown());
-
-export const endpoint = z.strictObject({
-  ...server,
-  ...z.object(sampling).partial().shape,
-  /** Samples asked for in one request, where the server gives several. */
-  samplesPerRequest: count.default(1),
-  /** What goes into every request beside, such as top_k; null takes a key out. */
-  extraBody: extraBody.optional(),
-  prices: prices.optional(),
-});
-
-export const local = z.strictObject({
-  name,
-  /** A model directory, or a hub id. */
-  model: z.string(),
-  dtype: z.enum(['float32', 'bfloat16', 'float64']).default('float32'),
-  /** Sequences that are continued at a time. */
-  concurrency: count.default(64),
-  ...z.object(sampling).partial().shape,
-  topK: z.number().int().min(0).default(0),
-  minP: share.default(0),
-  repetitionPenalty: positive.default(1),
-});
-
-const paths = z.union([z.string(), z.array(z.string()).min(1)]);
-const imported = z.strictObject({
-  name,
-  /** A file, directory or data set that holds answers, and maybe scores. */
-  import: z.string(),
-  split: z.string().optional(),
-  config: z.string().optional(),
-  revision: z.string().optional(),
-  /** Where in a row they are, as `column` or `column.key.0`. Default: by what columns there are. */
-  columns: z
-    .strictObject({
-      prompt: z.string().optional(),
-      promptId: z.string().optional(),
-      responses: paths,
-      scores: paths.optional(),
-    })
-    .optional(),
-  /** The scorer as whose its scores are kept. */
-  scorer: name.optional(),
-});
-
-const scorer = z.discriminatedUnion('kind', [
-  z.strictObject({
-    kind: z.literal('armorm'),
-    name,
-    /** A model directory. */
-    model: z.string(),
-    dtype: z.enum(['float32', 'bfloat16', 'float64']).default('float32'),
-  }),
-  z.strictObject({
-    kind: z.literal('http'),
-    ...server,
-    /** Which of vLLM's: `/pooling` or `/classify`. */
-    api: z.enum(['pooling', 'classify']).default('pooling'),
-    /** Which number of the answer is the score. */
-    output: z.number().int().min(0).default(0),
-    /** A directory whose chat template renders the conversations here; otherwise the server does. */
-    tokenizer: z.string().optional(),
-    /** Conversations a request, with `tokenizer`. */
-    batch: count.default(32),
-  }),
-  z.strictObject({
-    kind: z.literal('judge'),
-    ...server,
-    /** A file with {prompt}, {response}, {min} and {max}. */
-    template: z.string().optional(),
-    scale: z.tuple([z.number(), z.number()]).default([1, 10]),
-    maxTokens: count.default(1024),
-    temperature: z.number().min(0).default(0),
-    topP: positive.max(1).default(1),
-    extraBody: extraBody.optional(),
-    /** How often an answer without a rating is asked for again, with another seed. */
-    attempts: count.default(3),
-  }),
-]);
+  type SourceConfig,
+  type SourceInput,
+  sampling,
+  scorer,
+  share,
+  type Where,
+} from './schema.js';
 
 const fraction = z.preprocess((value) => {
   const [, a, b] = /^(\d+)\/(\d+)$/.exec(String(value)) ?? [];
   return b === undefined ? value : Number(a) / Number(b);
 }, share);
+
+const evaluation = z.strictObject({
+  /** Any data set with a column `prompt`, of which nothing is trained on. Default: the prompts that are held out. */
+  prompts: z.string().optional(),
+  split: z.string().optional(),
+  /** The longest answer. Default: that of sampling. */
+  maxTokens: count.optional(),
+  /** 0 takes the likeliest token. */
+  temperature: z.number().min(0).default(0),
+});
+
+/** What is taken where: keys of a selection that another over the same samples may have otherwise. */
+const view = {
+  /** Names of sources or groups that y_ws is taken from. Default: all. */
+  subset: z.array(z.string()).min(1).optional(),
+  /** 1: the best answer of the best source for a prompt; 2: that of the second best source. Default 1. */
+  rank: z.union([z.literal(1), z.literal(2)], 'expected 1 or 2').optional(),
+  /** Adds y_ls, the worst answer of the source that gave y_ws. */
+  sourceRejected: z.boolean().optional(),
+  /** Keeps prompts whose target's, or source's, answers are no better than each other: the rest can still be learnt. */
+  keepTies: z.boolean().optional(),
+};
+const selection = z.strictObject(view);
+
+/** The keys of a training run, checked by itself. */
+const run = z.record(z.string(), z.unknown());
 
 const schema = z.strictObject({
   /** The store. */
@@ -150,47 +74,65 @@ const schema = z.strictObject({
   target: z.string().optional(),
   /** Whose scores decide, where there are several. */
   scorer: z.string().optional(),
-  /** Names of sources or groups that y_ws is taken from. Default: all. */
-  subset: z.array(z.string()).min(1).optional(),
   groups: z.record(z.string(), z.array(z.string()).min(1)).default({}),
-  /** 1: the best answer of the best source for a prompt; 2: that of the second best source. */
-  rank: z.union([z.literal(1), z.literal(2)], 'expected 1 or 2').default(1),
-  /** Adds y_ls, the worst answer of the source that gave y_ws. */
-  sourceRejected: z.boolean().default(false),
-  /** Keeps prompts whose target's, or source's, answers are no better than each other: the rest can still be learnt. */
-  keepTies: z.boolean().default(false),
-  /** The share of prompts, those held out aside, that fine-tuning gets. */
-  sftRatio: fraction.default(1 / 3),
+  ...view,
+  /** The share of prompts, those held out aside, that fine-tuning gets. Default: a third; of a fusion without `sft` none. */
+  sftRatio: fraction.optional(),
   /** The share of prompts that are held out or, from 1 on, their number. */
   heldOut: z.number().min(0).default(0.02),
   rowSchema: z.enum(['authors', 'flat']).default('authors'),
   format: z.enum(['jsonl', 'parquet']).default('jsonl'),
   /** Default: `selected` in the store. */
   selectionDir: z.string().optional(),
+
+  /** The model that is fused into: a directory, or a hub id. What follows is for `wrpo fuse` alone. */
+  modelNameOrPath: z.string().optional(),
+  /** Keys of `wrpo sft`; without them the model itself is sampled, and preferences are learnt from there. */
+  sft: run.optional(),
+  /** Keys of `wrpo train`, for each run by its name; `selection` names the rows that it learns from. */
+  train: z.record(name, run).default({}),
+  /** Further selections from the same samples, each with keys over those of the first. */
+  selections: z.record(name, z.unknown()).default({}),
+  /** How the results are compared on held-out prompts; false: not at all. */
+  evaluate: z.union([evaluation, z.literal(false)]).default(evaluation.parse({})),
 });
 
-export type EndpointConfig = output<typeof endpoint>;
-export type ImportConfig = output<typeof imported>;
-export type LocalConfig = output<typeof local>;
-export type SourceConfig = EndpointConfig | LocalConfig | ImportConfig;
-export type ScorerConfig = output<typeof scorer>;
-export type FusionConfig = Omit<output<typeof schema>, 'sources' | 'targets'> & {
+export type FusionConfig = Omit<output<typeof schema>, 'sources' | 'targets' | 'sftRatio' | 'sft' | 'train'> & {
   sources: SourceConfig[];
   targets: SourceConfig[];
+  sftRatio: number;
+  sft?: RunInput;
+  train: Record<string, RunInput>;
+  selections: Record<string, output<typeof selection>>;
+};
+/** Training arguments but for those that a fusion gives. */
+export type RunInput = Partial<Omit<TrainingArgsInput, (typeof OWN)[number]>> & {
+  /** One of `selections`; default: the first. */
+  selection?: string;
+};
+/** What a caller writes. */
+export type FusionInput = Omit<input<typeof schema>, 'sources' | 'targets' | 'sft' | 'train' | 'selections'> & {
+  sources?: SourceInput[];
+  targets?: SourceInput[];
+  sft?: RunInput;
+  train?: Record<string, RunInput>;
+  selections?: Record<string, input<typeof selection>>;
 };
 
-export const isImport = (source: SourceConfig): source is ImportConfig => 'import' in source;
-export const isEndpoint = (source: SourceConfig): source is EndpointConfig => 'baseUrl' in source;
-
-/** Where something stands, for errors. */
-export type Where = (...path: PropertyKey[]) => string;
+/** What a fusion gives its runs. */
+const OWN = ['modelNameOrPath', 'modelRevision', 'datasetName', 'evalDatasetName', 'outputDir'] as const;
 
 /**
  * Checks what a run file and the command line say and fills in defaults. Throws ERR_CONFIG naming the place: an unknown
  * key with the nearest name, a bad value, two models of one name.
  */
 export function resolveFusion(input: Record<string, unknown>, where: Where): FusionConfig {
-  const { sources, targets, ...rest } = check(schema, keysInCamelCase(input), where, []);
+  const { sources, targets, sft, train, selections, sftRatio, ...rest } = check(
+    schema,
+    keysInCamelCase(input),
+    where,
+    [],
+  );
   const models = (list: unknown[], key: string) =>
     list.map((one, i): SourceConfig => {
       const isObject = typeof one === 'object' && one !== null;
@@ -201,9 +143,43 @@ export function resolveFusion(input: Record<string, unknown>, where: Where): Fus
         'expected a model with base_url (an OpenAI-compatible server), model (a directory, to be run here) or import (answers that are there)';
       throw new WrpoError('ERR_CONFIG', `${where(key, i)}: ${key}: ${what}`);
     });
-  const config = { ...rest, sources: models(sources, 'sources'), targets: models(targets, 'targets') };
+  const config = {
+    ...{ ...rest, sources: models(sources, 'sources'), targets: models(targets, 'targets') },
+    sftRatio: sftRatio ?? (rest.modelNameOrPath !== undefined && sft === undefined ? 0 : 1 / 3),
+    ...(sft && { sft: runOf(sft, ['sft'], where) }),
+    train: Object.fromEntries(Object.entries(train).map(([key, one]) => [key, runOf(one, ['train', key], where)])),
+    selections: Object.fromEntries(
+      Object.entries(selections).map(([key, one]) => {
+        return [key, check(selection, keysInCamelCase(one), where, ['selections', key])];
+      }),
+    ),
+  };
   requireNames(config, where);
   return config;
+}
+
+/** The keys of a training run, as they were given. Throws ERR_CONFIG on what training would refuse, or a fusion gives. */
+function runOf(given: Record<string, unknown>, at: PropertyKey[], where: Where): RunInput {
+  const place = (key?: string) => where(...at, ...(key === undefined ? [] : [key]));
+  const { selection, ...keys } = given;
+  const values = readKeys(keys, place, () => {});
+  const stray = OWN.find((key) => key in values);
+  if (stray !== undefined) {
+    throw new WrpoError(
+      'ERR_CONFIG',
+      `${place(stray)}: "${snake(stray)}" is not for a run of a fusion, which gives it`,
+    );
+  }
+  const isTuning = at[0] === 'sft';
+  if (isTuning && values.lossType !== undefined && values.lossType !== 'sft') {
+    throw new WrpoError(
+      'ERR_CONFIG',
+      `${place('lossType')}: fine-tuning has loss_type "sft" (found "${values.lossType}")`,
+    );
+  }
+  const all = isTuning ? { learningRate: 7e-6, ...values, lossType: 'sft' } : values;
+  resolveArgs({ ...all, outputDir: '.' }, place);
+  return { ...all, ...(selection !== undefined && { selection }) } as RunInput;
 }
 
 function requireNames(config: FusionConfig, where: Where): void {
@@ -228,8 +204,21 @@ function requireNames(config: FusionConfig, where: Where): void {
   for (const [group, members] of Object.entries(config.groups)) {
     for (const [i, member] of members.entries()) known(member, sources, ['groups', group, i], 'source');
   }
-  for (const [i, one] of (config.subset ?? []).entries()) {
-    known(one, [...sources, ...Object.keys(config.groups)], ['subset', i], 'source or group');
+  const views = Object.entries(config.selections).map(([key, { subset }]) => [['selections', key], subset] as const);
+  for (const [at, subset] of [[[], config.subset] as const, ...views]) {
+    for (const [i, one] of (subset ?? []).entries()) {
+      known(one, [...sources, ...Object.keys(config.groups)], [...at, 'subset', i], 'source or group');
+    }
+  }
+  const models = [...config.sources, ...config.targets].map(({ name }) => name);
+  const reserved = config.modelNameOrPath === undefined ? [] : ['target', 'target-sft'];
+  const clash = sources.findIndex((one) => reserved.includes(one));
+  if (clash >= 0) refuse(['sources', clash, 'name'], `"${sources[clash]}" is the name of the model that is fused into`);
+  for (const [key, { selection }] of Object.entries(config.train)) {
+    if ([...models, ...reserved].includes(key))
+      refuse(['train', key], `a model has the name "${key}"; runs need others`);
+    if (selection !== undefined)
+      known(selection, Object.keys(config.selections), ['train', key, 'selection'], 'selection');
   }
   if (config.target !== undefined)
     known(
@@ -238,39 +227,4 @@ function requireNames(config: FusionConfig, where: Where): void {
       ['target'],
       'target',
     );
-}
-
-// These hold keys of the user's own.
-const OPAQUE = /^(extra_?[bB]ody|groups)$/;
-
-export function keysInCamelCase(value: unknown): unknown {
-  if (Array.isArray(value)) return value.map(keysInCamelCase);
-  if (typeof value !== 'object' || value === null) return value;
-  const entries = Object.entries(value).filter(([, one]) => one !== undefined && one !== null);
-  return Object.fromEntries(entries.map(([key, one]) => [camel(key), OPAQUE.test(key) ? one : keysInCamelCase(one)]));
-}
-
-const SCORER_KEYS = scorer.options.flatMap(({ shape }) => Object.keys(shape));
-
-export function check<T extends z.ZodObject>(type: T, value: unknown, where: Where, at: PropertyKey[]): output<T> {
-  const result = type.safeParse(value);
-  if (result.success) return result.data;
-  const issue = result.error.issues[0]!;
-  const path = [...at, ...issue.path];
-  const spell = (key: PropertyKey) => (typeof key === 'string' ? snake(key) : String(key));
-  if (issue.code === 'unrecognized_keys') {
-    const key = issue.keys[0]!;
-    const known = [...Object.keys(type.shape), ...SCORER_KEYS];
-    const near = known.find((one) => one.startsWith(key)) ?? nearest(key, known);
-    const hint = near === undefined ? '' : `; did you mean "${snake(near)}"?`;
-    throw new WrpoError('ERR_CONFIG', `${where(...path, key)}: unknown key "${spell(key)}"${hint}`);
-  }
-  const found = issue.path.reduce<unknown>((one, key) => (one as Record<PropertyKey, unknown>)?.[key], value);
-  // An address may hold a password, which it should not.
-  const what = found === undefined ? 'nothing' : JSON.stringify(found).replace(/\/\/[^/@"]*@/g, '//***@');
-  const short = what.length > 80 ? `${what.slice(0, 79)}…` : what;
-  throw new WrpoError(
-    'ERR_CONFIG',
-    `${where(...path)}: "${path.map(spell).join('.')}": ${issue.message} (found ${short})`,
-  );
 }

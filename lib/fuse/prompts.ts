@@ -77,3 +77,15 @@ export function promptColumns(columns: readonly string[], file: string): readonl
   if (columns.includes('prompt')) return columns.filter((name) => /^prompt(_id)?$/.test(name));
   throw fault(file, `no column "prompt"; its columns are ${columns.map((name) => `"${name}"`).join(', ')}`);
 }
+
+/** How many letters each prompt has. */
+export async function lettersOf(prompts: Iterable<Prompt> | AsyncIterable<Prompt>): Promise<Map<string, number>> {
+  const letters = new Map<string, number>();
+  for await (const { promptId, messages } of prompts) {
+    letters.set(
+      promptId,
+      messages.reduce((sum, { content }) => sum + content.length, 0),
+    );
+  }
+  return letters;
+}

@@ -13,6 +13,8 @@ export interface ScoreItem {
   source: string;
   messages: readonly Message[];
   response: string;
+  /** `length`: it was cut off. */
+  finishReason: string;
 }
 
 /** A score, or why there is none. */
@@ -58,6 +60,9 @@ export interface ScoreTotals {
   /** Answers without a score. */
   failed: number;
   mean: number;
+  /** Absent where there is no score. */
+  lowest?: number;
+  highest?: number;
 }
 
 interface Task {
@@ -125,8 +130,9 @@ function* tasksOf(store: Store, source: string, isKnown: (id: string, of: string
       if (!row || row.samples.length === 0) continue;
       const of = digestOf(row.samples);
       if (isKnown(promptId, of)) continue;
-      const items = row.samples.map(({ text: response }, k) => {
-        return { where: `${source}: sample ${k + 1} of prompt ${promptId}`, promptId, source, messages, response };
+      const items = row.samples.map(({ text: response, finish_reason: finishReason }, k) => {
+        const where = `${source}: sample ${k + 1} of prompt ${promptId}`;
+        return { where, promptId, source, messages, response, finishReason };
       });
       yield { row, of, items };
     }
@@ -164,7 +170,7 @@ function rowOf(id: string, of: string, items: ScoreItem[], scored: Scored[], { n
 }
 
 function totalsOf(rows: Iterable<ScoreRow>): ScoreTotals {
-  const totals = { prompts: 0, scores: 0, failed: 0, mean: 0 };
+  const totals: ScoreTotals = { prompts: 0, scores: 0, failed: 0, mean: 0 };
   let sum = 0;
   for (const { scores } of rows) {
     totals.prompts++;
@@ -173,6 +179,8 @@ function totalsOf(rows: Iterable<ScoreRow>): ScoreTotals {
       else {
         totals.scores++;
         sum += score;
+        totals.lowest = Math.min(totals.lowest ?? score, score);
+        totals.highest = Math.max(totals.highest ?? score, score);
       }
     }
   }

@@ -1,4 +1,5 @@
 /** Everything a run works on, loaded and encoded: the policy, its tokenizer, the reference, the rows. */
+import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { fetchModel, isHubId, type ModelRequest } from '../data/hub.js';
@@ -42,6 +43,8 @@ export interface DataOptions {
    * the weights without the fresh adapters).
    */
   refModel?: string | Model;
+  /** Where reference log-probs are kept, for several runs of the same rows and model. Default: the run's own `outputDir`. */
+  referenceDir?: string;
   /** An objective of the caller's own, instead of `lossType`; as a function it follows alpha as the run ramps it. */
   objective?: Objective | ((at: { alpha: number }) => Objective);
 }
@@ -192,22 +195,35 @@ function nothingLeft({ read, leftOver }: EncodeReport, { maxLength, blocks }: En
     : `no row is left: the prompts of all ${read} are too long`;
 }
 
-/** Fills in the reference columns, unless a resident model answers for every batch; returns how many rows it filled. */
-export async function fillReference(run: Prepared, args: TrainingArgs, signal?: AbortSignal): Promise<number> {
+/**
+ * Fills in the reference columns, unless a resident model answers for every batch; returns how many rows it filled. They are
+ * kept in `shared`, under names of what they hang on, or in the run's own directory.
+ */
+export async function fillReference(
+  run: Prepared,
+  args: TrainingArgs,
+  { shared, signal }: { shared?: string; signal?: AbortSignal } = {},
+): Promise<number> {
   if (!run.termsAt(args.alpha).reference || run.refModel) return 0;
   let filled = 0;
   for (const [name, split] of Object.entries({ train: run.train, eval: run.eval })) {
     if (!split || split.reference) continue;
     const bar = progressBar('reference log-probs', split.rows.length, !args.disableTqdm);
+    const key = {
+      'model weights': run.referenceFingerprint,
+      'token ids': split.hash,
+      roles: run.roles.join(),
+      dtype: run.model.dtype,
+    };
+    const packing = [args.microbatchTokens, args.sharePrompt];
+    const digest = createHash('sha256')
+      .update(JSON.stringify([key, packing]))
+      .digest('hex')
+      .slice(0, 16);
     try {
       split.reference = await referenceColumn({
-        file: join(args.outputDir, `reference-${name}.jsonl`),
-        key: {
-          'model weights': run.referenceFingerprint,
-          'token ids': split.hash,
-          roles: run.roles.join(),
-          dtype: run.model.dtype,
-        },
+        file: shared ? join(shared, `${name}-${digest}.jsonl`) : join(args.outputDir, `reference-${name}.jsonl`),
+        key,
         model: run.model,
         use: run.referenceUse,
         rows: split.rows,

@@ -1,7 +1,7 @@
-/** What a checkpoint can be continued with. */
+/** Where a run goes on from, and what a checkpoint can be continued with. */
 import { createHash } from 'node:crypto';
 import type { TrainingArgs } from './args.js';
-import type { ResumeKey } from './checkpoint.js';
+import { type Checkpoint, listCheckpoints, type ResumeKey, readCheckpoint, recoverCheckpoints } from './checkpoint.js';
 import type { DataOptions, Prepared } from './prepare.js';
 
 /** The arguments that change what a step computes, or which step is the best. */
@@ -12,6 +12,27 @@ const RESUME_ARGS = [
   ...(['adamBeta1', 'adamBeta2', 'adamEpsilon', 'microbatchTokens', 'sharePrompt', 'templateMode'] as const),
   ...(['metricForBestModel', 'greaterIsBetter'] as const),
 ];
+
+/**
+ * Reads the checkpoint that a run goes on from: the directory `from`, or for `true` the run's latest. Undefined for a run
+ * from the start. Throws ERR_CHECKPOINT on one that cannot be continued.
+ */
+export async function openCheckpoint(
+  from: string | boolean | undefined,
+  { outputDir }: TrainingArgs,
+  resume: ResumeKey,
+  say: (line: string) => void,
+): Promise<Checkpoint | undefined> {
+  recoverCheckpoints(outputDir);
+  const dir = from === true ? listCheckpoints(outputDir).at(-1) : from || undefined;
+  if (dir !== undefined) {
+    const checkpoint = await readCheckpoint(dir, resume);
+    say(`going on from ${dir}, after step ${checkpoint.step} of ${resume['the number of steps']}`);
+    return checkpoint;
+  }
+  if (from === true) say(`no checkpoint in ${outputDir}: starting at step 0`);
+  return undefined;
+}
 
 /** What must be equal for a checkpoint to be continued to the same bits. */
 export function resumeKey(

@@ -1,4 +1,43 @@
-/** How many steps there are, and where alpha stands at each. */
+/** How many steps there are, which rows each takes, what happens after it, and where alpha stands. */
+import type { TrainingArgs } from './args.js';
+
+export interface Plan {
+  /** Training rows, and how many of them make up a step. */
+  rows: number;
+  globalBatch: number;
+  epochSteps: number;
+  /** Steps of the run. */
+  total: number;
+  /** Steps between evaluations and between checkpoints; undefined for never. */
+  evalEvery?: number;
+  saveEvery?: number;
+}
+
+/** The steps of a run over so many rows. */
+export function planOf(rows: number, args: TrainingArgs): Plan {
+  const epochSteps = stepsPerEpoch(rows, args);
+  const total = totalSteps(epochSteps, args.numTrainEpochs, args.maxSteps);
+  const within = { stepsPerEpoch: epochSteps, total };
+  return {
+    rows,
+    globalBatch: args.perDeviceTrainBatchSize * args.gradientAccumulationSteps,
+    epochSteps,
+    total,
+    evalEvery: intervalOf(args.evalStrategy, args.evalSteps, { usual: args.loggingSteps, ...within }),
+    saveEvery: intervalOf(args.saveStrategy, args.saveSteps, { usual: 500, ...within }),
+  };
+}
+
+/** Whether what happens `every` so many steps does after `step` of them. */
+export const isDue = (every: number | undefined, step: number): boolean =>
+  every !== undefined && step > 0 && step % every === 0;
+
+/** Which rows the step after `step` completed ones takes. */
+export function batchIndices({ rows, globalBatch, epochSteps }: Plan, step: number, args: TrainingArgs): number[] {
+  const order = epochOrder(rows, args.shuffle, args.seed, Math.floor(step / epochSteps));
+  const start = (step % epochSteps) * globalBatch;
+  return [...order.subarray(start, start + globalBatch)];
+}
 
 /**
  * Steps of an epoch: ceil(rows / global batch). The authors' trainer counts whole accumulation windows of its loader only,

@@ -1,30 +1,25 @@
 /** The training loop: batches, accumulate, step, log, save. */
 import { EventEmitter } from 'node:events';
-import { dirname, join, resolve } from 'node:path';
+import { join } from 'node:path';
 import { makeDirectory, writeFileAtomic } from '../data/files.js';
 import { WrpoError } from '../errors.js';
 import type { Model } from '../model/model.js';
 import { AdamW } from './adamw.js';
 import { evaluates, refuseLossKeys, resolveArgs, type TrainingArgs, type TrainingArgsInput } from './args.js';
 import { loadBest, locateBest, looksForBest, noteBest } from './best.js';
-import {
-  listCheckpoints,
-  pruneCheckpoints,
-  readCheckpoint,
-  recoverCheckpoints,
-  saveCheckpoint,
-  type TrainerState,
-} from './checkpoint.js';
+import { pruneCheckpoints, type TrainerState } from './checkpoint.js';
 import { evaluateSplit } from './evaluate.js';
 import { RunLog } from './log.js';
-import { MetricMeans, type Metrics, Rate } from './metrics.js';
+import type { Metrics } from './metrics.js';
 import type { Terms } from './objective.js';
 import { type DataOptions, fillReference, type Prepared, prepare, type Split } from './prepare.js';
-import { progressBar } from './progress.js';
-import { resumeKey } from './resume.js';
-import { describeRun, VERSION } from './run.js';
-import { alphaAt, epochOrder, intervalOf, stepsPerEpoch, totalSteps } from './schedule.js';
+import { type Progress, progressBar } from './progress.js';
+import { openCheckpoint, resumeKey } from './resume.js';
+import { describeRun } from './run.js';
+import { Saver } from './saver.js';
+import { alphaAt, batchIndices, isDue, type Plan, planOf } from './schedule.js';
 import { takeStep } from './step.js';
+import { Tally } from './tally.js';
 import type { Warning } from './warnings.js';
 
 export interface TrainerOptions extends DataOptions {
@@ -73,8 +68,18 @@ export interface TrainOptions {
   signal?: AbortSignal;
 }
 
-/** More steps in a row that are not finite are no accident. */
-const MOST_SKIPPED = 10;
+/** A run under way. */
+interface Course {
+  run: Prepared;
+  plan: Plan;
+  optimizer: AdamW;
+  state: TrainerState;
+  tally: Tally;
+  log: RunLog;
+  saver: Saver;
+  bar: Progress;
+  signal?: AbortSignal;
+}
 
 export class Trainer extends EventEmitter<TrainerEvents> {
   readonly args: TrainingArgs;
@@ -103,177 +108,135 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   }
 
   /** The same run, a step at a time. */
-  async *steps({ resumeFromCheckpoint, signal }: TrainOptions = {}): AsyncGenerator<StepResult, void> {
-    const { args } = this;
-    signal?.throwIfAborted();
-    const run = await this.#prepare();
-    signal?.throwIfAborted();
-    const { model } = run;
-    const { rows } = run.train;
-    const globalBatch = args.perDeviceTrainBatchSize * args.gradientAccumulationSteps;
-    const epochSteps = stepsPerEpoch(rows.length, args);
-    const total = totalSteps(epochSteps, args.numTrainEpochs, args.maxSteps);
-    const wantsBest = looksForBest(args);
-    if (wantsBest && !run.eval)
-      throw new WrpoError('ERR_CONFIG', 'to find the best model, there must be evaluation data');
-
-    // Before the long work, and before anything of an earlier run is overwritten.
-    const resume = resumeKey(run, args, this.#options.objective, total);
-    recoverCheckpoints(args.outputDir);
-    const from =
-      resumeFromCheckpoint === true ? listCheckpoints(args.outputDir).at(-1) : resumeFromCheckpoint || undefined;
-    const checkpoint = from === undefined ? undefined : await readCheckpoint(from, resume);
-    if (checkpoint) say(`going on from ${checkpoint.dir}, after step ${checkpoint.step} of ${total}`);
-    else if (resumeFromCheckpoint === true) say(`no checkpoint in ${args.outputDir}: starting at step 0`);
-    await describeRun(args, this.#options.objective !== undefined, {
-      'model weights': run.fingerprint,
-      'training data': run.train.hash,
-    });
-    // With the initial weights: those of a checkpoint come after it.
-    await this.#fillReference(run, signal);
-
-    const optimizer = new AdamW(model, {
-      learningRate: args.learningRate,
-      schedule: args.lrSchedulerType,
-      warmupSteps: args.warmupSteps ?? Math.ceil(args.warmupRatio * total),
-      totalSteps: total,
-      betas: [args.adamBeta1, args.adamBeta2],
-      eps: args.adamEpsilon,
-      weightDecay: args.weightDecay,
-      maxGradNorm: args.maxGradNorm,
-    });
-    const means = new MetricMeans();
-    let state: TrainerState = { global_step: 0, max_steps: total, epoch: 0, log_history: [] };
-    let lossSum = 0;
-    let skippedInARow = 0;
-    // The step of the latest checkpoint in `outputDir`, and its writing, which goes on while steps are taken.
-    let saved: number | undefined;
-    let writing: Promise<void> | undefined;
-    let failure: unknown;
-    const save = async () => {
-      await writing;
-      saved = state.global_step;
-      const { best_model_checkpoint: best } = state;
-      const checkpoint = saveCheckpoint(args.outputDir, {
-        ...{ model, tokenizer: run.tokenizer, optimizer, state, resume, lossSum },
-        ...{ wrpo: VERSION, pending: means.toJSON() },
-      });
-      writing = checkpoint.then((dir) => {
-        pruneCheckpoints(dir, args.saveTotalLimit, best);
-        this.emit('save', dir);
-      });
-      writing.catch((error) => {
-        failure = error;
-      });
-    };
-
-    if (checkpoint) {
-      await model.loadWeights(checkpoint.dir);
-      await optimizer.load(checkpoint.dir, checkpoint.step - (checkpoint.state.skipped_steps ?? 0));
-      ({ state, lossSum } = checkpoint);
-      means.restore(checkpoint.pending);
-      this.#last = state.log_history.at(-1) ?? {};
-      if (resolve(dirname(checkpoint.dir)) === resolve(args.outputDir)) saved = checkpoint.step;
-      locateBest(state, checkpoint.dir, args.outputDir, say);
-    }
-    const log = new RunLog(args, state);
-
-    const bar = progressBar('training', total, !args.disableTqdm);
-    const rate = new Rate();
-    const evalEvery = intervalOf(args.evalStrategy, args.evalSteps, {
-      usual: args.loggingSteps,
-      stepsPerEpoch: epochSteps,
-      total,
-    });
-    const saveEvery = intervalOf(args.saveStrategy, args.saveSteps, { usual: 500, stepsPerEpoch: epochSteps, total });
-    const due = (every: number | undefined) =>
-      every !== undefined && state.global_step > 0 && state.global_step % every === 0;
-    /** Evaluates, where this step's checkpoint does not hold that already; whether it is the best so far. */
-    const evaluate = async (split: Split): Promise<boolean> => {
-      const last = state.log_history.at(-1);
-      if (last?.step === state.global_step && 'eval_loss' in last) return false;
-      const metrics = await this.#evaluate(run, split, signal);
-      this.#note(log.add(state, metrics));
-      return wantsBest && noteBest(state, metrics, args);
-    };
-    const evaluateAndSave = async () => {
-      const best = run.eval && due(evalEvery) && state.global_step < total && (await evaluate(run.eval));
-      if ((best || due(saveEvery)) && saved !== state.global_step) await save();
-    };
+  async *steps(options: TrainOptions = {}): AsyncGenerator<StepResult, void> {
+    const course = await this.#begin(options);
+    const { plan, state, saver } = course;
     try {
-      if (checkpoint) {
-        // A run that was stopped in an evaluation has its checkpoint from before it.
-        this.#termsAt(run, Math.max(0, state.global_step - 1), total);
-        await evaluateAndSave();
-      }
-      while (state.global_step < total) {
-        if (failure !== undefined) throw failure;
-        const step = state.global_step;
-        const terms = this.#termsAt(run, step, total);
-        const indices = this.#batchIndices(rows.length, globalBatch, epochSteps, step);
-        const taken = await takeStep(run, optimizer, indices, terms, args, step, signal);
-        state.global_step++;
-        state.epoch = state.global_step / epochSteps;
-
-        // Only now: a step that is stopped half-way is taken again as a whole.
-        const stepMeans = new MetricMeans();
-        const now: Metrics = {};
-        if (taken instanceof WrpoError) {
-          if (++skippedInARow === MOST_SKIPPED) throw taken;
-          say(taken.message.replace(/^stopped at/, 'skipped'));
-          state.skipped_steps = (state.skipped_steps ?? 0) + 1;
-        } else {
-          skippedInARow = 0;
-          for (const example of taken.examples) for (const to of [stepMeans, means]) to.add(example, terms);
-          rate.add(taken.tokens);
-          Object.assign(now, { grad_norm: taken.gradNorm, learning_rate: taken.learningRate });
-        }
-        if (args.nonFinite === 'skip') now.skipped_steps = state.skipped_steps ?? 0;
-        if (run.usesAlpha) now.cur_alpha = this.#alpha;
-        const metrics: Metrics = { ...stepMeans.means(), ...now };
-        lossSum += metrics.loss ?? 0;
-        bar.update(state.global_step, { ...metrics, tokens_per_second: rate.perSecond() });
-
-        if (due(args.loggingSteps) || state.global_step === total) {
-          const cost = { tokens_per_second: rate.perSecond(), peak_memory_bytes: model.memory().peak };
-          this.#note(log.add(state, { ...means.means(), ...now, ...cost }));
-          means.reset();
-          rate.reset();
-        }
-        await rate.without(evaluateAndSave);
-        const result = {
-          step: state.global_step,
-          totalSteps: total,
-          tokens: 'tokens' in taken ? taken.tokens : 0,
-          metrics,
-        };
+      // A run that was stopped in an evaluation has its checkpoint from before it.
+      if (state.global_step > 0) await this.#evaluateAndSave(course);
+      while (state.global_step < plan.total) {
+        saver.throwIfFailed();
+        const result = await this.#takeStep(course);
         this.emit('step', result);
         yield result;
       }
-      this.#alpha = args.alpha;
-      if (run.eval && (await evaluate(run.eval))) {
-        if (saved !== total) await save();
-        await writing;
-        // What was the best before may go.
-        pruneCheckpoints(state.best_model_checkpoint!, args.saveTotalLimit, state.best_model_checkpoint);
-      }
-      await writing;
+      await this.#evaluateAtEnd(course);
+      await saver.written();
     } catch (error) {
-      if (signal?.aborted && error === signal.reason) {
-        if (state.global_step > 0 && saved !== state.global_step) await save();
-        await writing;
+      if (options.signal?.aborted && error === options.signal.reason) {
+        if (state.global_step > 0) await saver.save();
+        await saver.written();
       }
       throw error;
     } finally {
-      bar.stop();
-      await writing?.catch(() => {});
-      await optimizer.close();
+      course.bar.stop();
+      await saver.written().catch(() => {});
+      await course.optimizer.close();
     }
-    if (args.loadBestModelAtEnd) await loadBest(model, state, say);
-    this.#last = { ...this.#last, train_loss: lossSum / (total - (state.skipped_steps ?? 0)) };
+    await this.#finish(course);
+  }
+
+  /** Everything before the first step: data, model and reference, and what a checkpoint holds. */
+  async #begin({ resumeFromCheckpoint, signal }: TrainOptions): Promise<Course> {
+    const { args } = this;
+    const { objective } = this.#options;
+    signal?.throwIfAborted();
+    const run = await this.#prepare();
+    signal?.throwIfAborted();
+    if (looksForBest(args) && !run.eval)
+      throw new WrpoError('ERR_CONFIG', 'to find the best model, there must be evaluation data');
+    const plan = planOf(run.train.rows.length, args);
+
+    // Before the long work, and before anything of an earlier run is overwritten.
+    const resume = resumeKey(run, args, objective, plan.total);
+    const checkpoint = await openCheckpoint(resumeFromCheckpoint, args, resume, say);
+    const inputs = { 'model weights': run.fingerprint, 'training data': run.train.hash };
+    await describeRun(args, objective !== undefined, inputs);
+    // With the initial weights: those of a checkpoint come after it.
+    await this.#fillReference(run, signal);
+
+    const optimizer = optimizerOf(run.model, args, plan.total);
+    const fresh: TrainerState = { global_step: 0, max_steps: plan.total, epoch: 0, log_history: [] };
+    const state = checkpoint?.state ?? fresh;
+    if (checkpoint) {
+      await run.model.loadWeights(checkpoint.dir);
+      await optimizer.load(checkpoint.dir, checkpoint.step - (state.skipped_steps ?? 0));
+      this.#last = state.log_history.at(-1) ?? {};
+      this.#termsAt(run, Math.max(0, checkpoint.step - 1), plan.total);
+      locateBest(state, checkpoint.dir, args.outputDir, say);
+    }
+    const log = new RunLog(args, state);
+    const tally = new Tally(args, checkpoint);
+    const saver = new Saver(args, { run, optimizer, state, tally, resume }, checkpoint, (dir) =>
+      this.emit('save', dir),
+    );
+    const bar = progressBar('training', plan.total, !args.disableTqdm);
+    return { run, plan, optimizer, state, tally, log, saver, bar, signal };
+  }
+
+  /** A step and what follows it: log, evaluation, checkpoint. */
+  async #takeStep(course: Course): Promise<StepResult> {
+    const { args } = this;
+    const { run, plan, optimizer, state, tally, log, bar, signal } = course;
+    const { global_step: before } = state;
+    const terms = this.#termsAt(run, before, plan.total);
+    const taken = await takeStep(run, optimizer, batchIndices(plan, before, args), terms, args, before, signal);
+
+    // Only now: a step that is stopped half-way is taken again as a whole.
+    const step = before + 1;
+    state.global_step = step;
+    state.epoch = step / plan.epochSteps;
+    const metrics = tally.add(taken, terms, state, run.usesAlpha ? this.#alpha : undefined);
+    bar.update(step, { ...metrics, tokens_per_second: tally.rate.perSecond() });
+    if (isDue(args.loggingSteps, step) || step === plan.total) {
+      this.#note(log.add(state, { ...tally.interval(), peak_memory_bytes: run.model.memory().peak }));
+    }
+    await tally.rate.without(() => this.#evaluateAndSave(course));
+    return { step, totalSteps: plan.total, tokens: 'tokens' in taken ? taken.tokens : 0, metrics };
+  }
+
+  /** What is due after a step. */
+  async #evaluateAndSave(course: Course): Promise<void> {
+    const { plan, state, saver } = course;
+    const { global_step: step } = state;
+    const best = isDue(plan.evalEvery, step) && step < plan.total && (await this.#evaluateStep(course));
+    if (best || isDue(plan.saveEvery, step)) await saver.save();
+  }
+
+  /** With the final alpha. */
+  async #evaluateAtEnd(course: Course): Promise<void> {
+    const { args } = this;
+    this.#alpha = args.alpha;
+    if (!(await this.#evaluateStep(course))) return;
+    await course.saver.save();
+    await course.saver.written();
+    // What was the best before may go.
+    const { best_model_checkpoint: best } = course.state;
+    pruneCheckpoints(best!, args.saveTotalLimit, best);
+  }
+
+  /** Evaluates, where there are data and the checkpoint does not hold that already; whether it is the best so far. */
+  async #evaluateStep({ run, state, log, signal }: Course): Promise<boolean> {
+    const last = state.log_history.at(-1);
+    if (!run.eval || (last?.step === state.global_step && 'eval_loss' in last)) return false;
+    const metrics = await this.#evaluate(run, run.eval, signal);
+    this.#note(log.add(state, metrics));
+    return looksForBest(this.args) && noteBest(state, metrics, this.args);
+  }
+
+  /** The final model and the run's last words. */
+  async #finish({ run, state, tally }: Course): Promise<void> {
+    const { args } = this;
+    if (args.loadBestModelAtEnd) await loadBest(run.model, state, say);
+    this.#last = { ...this.#last, train_loss: tally.trainLoss(state) };
     this.#step = state.global_step;
     await this.saveModel();
     writeFileAtomic(join(args.outputDir, 'trainer_state.json'), `${JSON.stringify(state, null, 1)}\n`);
+  }
+
+  /** The reference log-probs of all rows, computed now rather than when training begins, and kept. */
+  async computeReference({ signal }: Pick<TrainOptions, 'signal'> = {}): Promise<void> {
+    await this.#fillReference(await this.#prepare(), signal);
   }
 
   /** Metrics on the evaluation set (`eval_…`), with the final alpha and, beside it, the current one. */
@@ -323,20 +286,13 @@ export class Trainer extends EventEmitter<TrainerEvents> {
 
   async #fillReference(run: Prepared, signal?: AbortSignal): Promise<void> {
     const began = performance.now();
-    const rows = await fillReference(run, this.args, signal);
+    const rows = await fillReference(run, this.args, { shared: this.#options.referenceDir, signal });
     if (rows > 0) this.emit('reference', { rows, seconds: (performance.now() - began) / 1000 });
   }
 
   #termsAt(run: Prepared, step: number, total: number): Terms {
     this.#alpha = alphaAt(step, total, this.args.alpha, this.args.isDynamic);
     return run.termsAt(this.#alpha);
-  }
-
-  /** Which rows make up a step's global batch. */
-  #batchIndices(rows: number, globalBatch: number, epochSteps: number, step: number): number[] {
-    const order = epochOrder(rows, this.args.shuffle, this.args.seed, Math.floor(step / epochSteps));
-    const start = (step % epochSteps) * globalBatch;
-    return [...order.subarray(start, start + globalBatch)];
   }
 
   async #evaluate(run: Prepared, split: Split, signal?: AbortSignal): Promise<Metrics> {
@@ -354,5 +310,17 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     }
   }
 }
+
+const optimizerOf = (model: Model, args: TrainingArgs, totalSteps: number): AdamW =>
+  new AdamW(model, {
+    learningRate: args.learningRate,
+    schedule: args.lrSchedulerType,
+    warmupSteps: args.warmupSteps ?? Math.ceil(args.warmupRatio * totalSteps),
+    totalSteps,
+    betas: [args.adamBeta1, args.adamBeta2],
+    eps: args.adamEpsilon,
+    weightDecay: args.weightDecay,
+    maxGradNorm: args.maxGradNorm,
+  });
 
 const say = (line: string) => process.stderr.write(`${line}\n`);
