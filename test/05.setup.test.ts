@@ -1,4 +1,6 @@
 import { spawn, spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { once } from 'node:events';
 import {
   copyFileSync,
   existsSync,
@@ -9,11 +11,14 @@ import {
   rmSync,
   writeFileSync,
 } from 'node:fs';
+import { createServer, type IncomingHttpHeaders, type Server } from 'node:http';
+import { type AddressInfo, connect } from 'node:net';
 import { tmpdir } from 'node:os';
-import { dirname, join, relative } from 'node:path';
+import { basename, dirname, join, relative } from 'node:path';
 import { afterAll, afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { doctor } from '../lib/cli/doctor.js';
 import { setup } from '../lib/cli/setup.js';
+import { obtainArchive } from '../lib/native/archive.js';
 import {
   fetchLibtorch,
   findLibtorch,
@@ -25,6 +30,7 @@ import {
   verifyLibtorch,
 } from '../lib/native/libtorch.js';
 import { checkRelease, coreTorchVersion, findCore } from '../lib/native/load.js';
+import { randomOf } from './training.js';
 
 const scratch = mkdtempSync(join(tmpdir(), 'wrpo-setup-'));
 afterAll(() => rmSync(scratch, { recursive: true }));
@@ -147,6 +153,143 @@ describe('fetching', () => {
   });
 });
 
+describe.skipIf(!python)('setup --from', () => {
+  let server: Server;
+  let address: string;
+  /** What the server does to the next request, and what it was asked. */
+  let cut: number[] = [];
+  let asked: IncomingHttpHeaders[] = [];
+  let archive: Buffer;
+  let tag: string;
+
+  beforeEach(async () => {
+    [cut, asked, tag] = [[], [], '"one"'];
+    archive = readFileSync(makeWheel({ ...LIBRARIES, 'torch/include/noise.h': noise(100_000) }));
+    server = createServer((request, response) => {
+      asked.push(request.headers);
+      if (request.url === '/gone.whl') return response.writeHead(404).end();
+      const { range } = request.headers;
+      const start = range && request.headers['if-range'] === tag ? Number(/\d+/.exec(range)![0]) : 0;
+      const body = archive.subarray(start);
+      response.writeHead(start > 0 ? 206 : 200, { etag: tag, 'content-length': body.length });
+      const limit = cut.shift();
+      if (limit === undefined) response.end(body);
+      else response.write(body.subarray(0, limit), () => setTimeout(() => response.destroy(), 300));
+    }).listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    address = `http://127.0.0.1:${(server.address() as AddressInfo).port}/torch.whl`;
+  });
+  afterEach(() => server.close());
+  const noise = (length: number) => {
+    const random = randomOf(7);
+    return Array.from({ length }, () => String.fromCharCode(32 + Math.floor(random() * 95))).join('');
+  };
+  const sum = (bytes: Buffer) => createHash('sha256').update(bytes).digest('hex');
+  const downloads = () => join(dirname(libtorchCache()), 'downloads');
+  const log = () => {};
+
+  it('takes a wheel or a libtorch archive from a file, once for all projects, without pip', async () => {
+    write('bin/python3', `#!/bin/sh\ncase "$2" in pip) exit 1;; esac\nexec ${which('python3')} "$@"\n`, 0o755);
+    vi.stubEnv('PATH', `${join(dir, 'bin')}:${process.env.PATH}`);
+    const said = vi.spyOn(process.stderr, 'write').mockReturnValue(true);
+    const names = {
+      'libtorch/build-version': '2.13.0+cpu',
+      'libtorch/lib/libtorch_cpu.so': '',
+      'libtorch/lib/libc10.so': '',
+    };
+    const from = makeWheel({ ...names, 'libtorch/lib/libgomp.so.1': '', 'libtorch/lib/libtorch.so': '' });
+    await setup({ from, sha256: sum(readFileSync(from)).toUpperCase() });
+    expect(findLibtorch()).toMatchObject({ dir: libtorchCache(), origin: 'cache', version: '2.13.0', variant: 'cpu' });
+    expect(await verifyLibtorch(libtorchCache())).toMatchObject({ ok: true, checked: 3 });
+    expect(existsSync(from)).toBe(true);
+    said.mockClear();
+    await setup({ from: join(dir, 'not-looked-at.whl') });
+    expect(said.mock.calls.join('')).toMatch(/is there and intact.*\n.*is ready in/);
+    expect(readdirSync(dirname(libtorchCache()))).toEqual([basename(libtorchCache())]);
+  });
+
+  it('goes on where a connection broke, and leaves no archive behind', async () => {
+    cut = [50_000, 20_000];
+    const lines: string[] = [];
+    const file = await obtainArchive(address, downloads(), {
+      sha256: sum(archive),
+      log: (line) => lines.push(line),
+      retryDelay: 1,
+    });
+    expect(readFileSync(file)).toEqual(archive);
+    const [none, ...starts] = asked.map(({ range }) => range && Number(/^bytes=(\d+)-$/.exec(range)![1]));
+    expect(none).toBeUndefined();
+    expect(starts).toEqual([50_000, 70_000]);
+    expect(lines.filter((line) => line.includes('going on at'))).toHaveLength(2);
+    expect(readdirSync(downloads())).toEqual([basename(file)]);
+    await fetchLibtorch({ log, from: address, sha256: sum(archive) });
+    expect(asked).toHaveLength(3); // what is whole is not asked for again
+    expect(readdirSync(downloads())).toEqual([]);
+    expect((await verifyLibtorch(libtorchCache())).ok).toBe(true);
+  });
+
+  it('another run goes on, unless the server has another version', async () => {
+    const once = (options = {}) => obtainArchive(address, downloads(), { log, retryDelay: 1, ...options });
+    cut = [50_000, ...Array(6).fill(0)];
+    await expect(once()).rejects.toThrow(refusal(/could not be downloaded \(.+\): run the command again to go on/));
+    cut = [];
+    asked = [];
+    tag = '"two"';
+    archive = Buffer.from(archive).reverse();
+    expect(readFileSync(await once())).toEqual(archive);
+    expect(asked).toMatchObject([{ range: 'bytes=50000-', 'if-range': '"one"' }]);
+  });
+
+  it('refuses another file than the sum says, and forgets it', async () => {
+    await expect(fetchLibtorch({ log, from: address, sha256: 'a'.repeat(64) })).rejects.toThrow(
+      refusal(`torch\\.whl has the SHA-256 sum ${sum(archive)}: expected a{64}\\.$`),
+    );
+    expect(readdirSync(downloads())).toEqual([]);
+    expect(existsSync(libtorchCache())).toBe(false);
+    await expect(fetchLibtorch({ log, from: address, sha256: '12' })).rejects.toThrow(
+      refusal(/expected 64 hexadecimal/),
+    );
+  });
+
+  it('names what cannot be taken', async () => {
+    await expect(fetchLibtorch({ log, from: join(dir, 'no.whl') })).rejects.toThrow(refusal(/no\.whl: no such file/));
+    await expect(fetchLibtorch({ log, from: address.replace('torch', 'gone') })).rejects.toThrow(
+      refusal(/gone\.whl answers 404 Not Found: expected a libtorch archive/),
+    );
+    const cuda = makeWheel({ ...LIBRARIES, 'torch/lib/libtorch_cuda.so': '' });
+    await expect(fetchLibtorch({ log, from: cuda })).rejects.toThrow(
+      refusal(/it is a CUDA build, expected the CPU build/),
+    );
+    vi.stubEnv('PATH', dir);
+    await expect(fetchLibtorch({ log, from: cuda })).rejects.toThrow(refusal(/^python3 is missing.*unpacked with it/));
+  });
+
+  it('goes through a proxy', async () => {
+    const proxied: string[] = [];
+    const proxy = createServer((request, response) => {
+      proxied.push(request.url!);
+      response.writeHead(200, { 'content-length': archive.length }).end(archive);
+    });
+    // A proxy is asked for a tunnel, which leads to the server whatever the name.
+    proxy.on('connect', (request, socket) => {
+      proxied.push(request.url!);
+      const through = connect(Number(new URL(address).port), '127.0.0.1', () => {
+        socket.write('HTTP/1.1 200 OK\r\n\r\n');
+        socket.pipe(through).pipe(socket);
+      });
+    });
+    proxy.listen(0, '127.0.0.1');
+    await once(proxy, 'listening');
+    vi.stubEnv('HTTP_PROXY', `http://127.0.0.1:${(proxy.address() as AddressInfo).port}`);
+    vi.stubEnv('http_proxy', undefined);
+    const file = await obtainArchive('http://torch.invalid/torch.whl', downloads(), { log });
+    expect(readFileSync(file)).toEqual(archive);
+    expect(proxied.join()).toContain('torch.invalid');
+    proxy.close();
+    proxy.closeAllConnections();
+  });
+});
+
 const LIBRARIES = {
   'torch/version.py': "__version__ = '2.13.0+cpu'\n",
   'torch/lib/libtorch_cpu.so': 'cpu',
@@ -245,12 +388,28 @@ describe('doctor', () => {
   it('reports the first cause, with its remedy, and goes on', async () => {
     vi.stubEnv('WRPO_LIBTORCH', dir);
     vi.stubEnv('OMP_NUM_THREADS', '100000');
+    vi.stubEnv('WRPO_TORCH_INDEX', 'https://me:secret@index.invalid');
+    const old = fakeLibtorch('old', { 'version.py': "__version__ = '2.12.1'\n" });
+    vi.stubEnv('LIBTORCH', old);
     const output = vi.spyOn(process.stdout, 'write').mockReturnValue(true);
     expect(await doctor({ json: true })).toBe(false);
     const { ok, checks } = JSON.parse(String(output.mock.calls[0]![0]));
     expect(ok).toBe(false);
     expect(checks.node.ok).toBe(true);
-    expect(checks.libtorch).toEqual({ ok: false, detail: expect.stringContaining('WRPO_LIBTORCH=') });
+    expect(checks.libtorch).toMatchObject({ ok: false, detail: expect.stringContaining('WRPO_LIBTORCH=') });
+    expect(checks.libtorch.places).toEqual([
+      `WRPO_LIBTORCH=${dir}: refused, it holds no lib/libtorch_cpu.so`,
+      `LIBTORCH=${old}: libtorch 2.12.1 (cpu), refused: expected 2.13.0`,
+      `${libtorchCache()}: not there`,
+      expect.stringMatching(/^python3: /),
+    ]);
+    expect(checks.shim.places).toEqual([
+      expect.stringMatching(/build\/Release: .*libwrpo_core\.so for libtorch 2\.13\.0/),
+      expect.stringMatching(/prebuilds\/linux-x64: /),
+    ]);
+    expect(checks.system.detail).toMatch(/kernel .*, glibc \d/);
+    expect(checks.settings.detail).toContain('WRPO_TORCH_INDEX=https://…@index.invalid');
+    expect(checks.settings.detail).not.toContain('secret');
     expect(checks.threads).toEqual({ ok: false, detail: expect.stringContaining('set it to') });
     expect(checks).not.toHaveProperty('addon');
     output.mockClear();

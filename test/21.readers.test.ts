@@ -4,7 +4,7 @@ import { dirname, join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { parquetMetadata } from 'hyparquet';
 import { parquetWriteFile } from 'hyparquet-writer';
-import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { fetchModel } from '../lib/data/hub.ts';
 import { loadPreferences, type PreferenceRow, readPreferences } from '../lib/data/preferences.ts';
 import { COMMIT, oidOf, TestHub } from './hub.ts';
@@ -393,8 +393,7 @@ describe('reading is streaming', () => {
         expect(openFiles(), file).toHaveLength(1);
         break;
       }
-      await new Promise((resolve) => setTimeout(resolve, 20));
-      expect(openFiles(), file).toEqual([]);
+      await vi.waitFor(() => expect(openFiles(), file).toEqual([]), 30_000);
     }
   });
 

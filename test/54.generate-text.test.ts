@@ -1,5 +1,5 @@
 /** Generated text: streaming, stop strings, `wrpo generate`, `wrpo chat`, and a model of this machine as a source. */
-import { cpSync, existsSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { resolveFusion } from '../lib/fuse/config.ts';
@@ -222,13 +222,16 @@ describe('wrpo generate', () => {
     expect(await fail(noTokenizer, 1)).toMatch(/no tokenizer.json/);
   });
 
-  it('Ctrl-C ends it without a file', async () => {
-    const long = Array.from({ length: 300 }, (_, i) => ({ prompt: `question ${i}` }));
+  it.each([
+    ['while the model is read', () => true],
+    ['between its answers', (bytes: number) => bytes > 0],
+  ])('Ctrl-C %s ends it without a file', async (_, reached) => {
+    const many = Array.from({ length: 3000 }, (_, i) => ({ prompt: `question ${i}` }));
     const file = path('stopped.jsonl');
-    const args = generate('--prompts', writeRows(path('long.jsonl'), long), '--max-tokens', '5000', '--output', file);
+    const args = generate('--prompts', writeRows(path('many.jsonl'), many), '--max-tokens', '40', '--output', file);
     const child = start(args);
-    await child.until(() => existsSync(`${file}.${child.process.pid}.tmp`));
-    await new Promise((resolve) => setTimeout(resolve, 500));
+    const temporary = `${file}.${child.process.pid}.tmp`;
+    expect(await child.until(() => existsSync(temporary) && reached(statSync(temporary).size))).toBe(true);
     const result = await child.kill('SIGINT');
     expect(result).toMatchObject({ status: 1, stderr: expect.stringContaining('wrpo: stopped') });
     expect(existsSync(file)).toBe(false);

@@ -138,26 +138,23 @@ describe('threads', () => {
   }, 30_000);
 
   it('the event loop stays free while a micro-batch is computed', async () => {
-    const found = await value<{ busy: number; worst: number; ticks: number }>(`
+    const found = await value<{ busy: number; active: number; ticks: number }>(`
       const model = await create();
       await accumulate(model, batchOf(1, 20));
-      let last = performance.now();
-      let worst = 0;
       let ticks = 0;
-      const timer = setInterval(() => {
-        const now = performance.now();
-        worst = Math.max(worst, now - last - 5);
-        last = now;
-        ticks++;
-      }, 5);
+      const timer = setInterval(() => ticks++, 5);
+      const batch = batchOf(8, 200);
       const began = performance.now();
-      await accumulate(model, batchOf(8, 200));
+      const before = performance.eventLoopUtilization();
+      await accumulate(model, batch);
+      const { active } = performance.eventLoopUtilization(before);
       clearInterval(timer);
-      say({ busy: performance.now() - began, worst, ticks });`);
+      say({ busy: performance.now() - began, active, ticks });`);
     expect(found.busy).toBeGreaterThan(500);
-    expect(found.worst).toBeLessThan(250);
+    // All the time it was not waiting, whoever else wants the processor.
+    expect(found.active).toBeLessThan(250);
     expect(found.ticks).toBeGreaterThan(found.busy / 50);
-    console.log(`event loop: worst delay ${found.worst.toFixed(1)} ms in ${found.busy.toFixed(0)} ms of work`);
+    console.log(`event loop: active for ${found.active.toFixed(1)} ms in ${found.busy.toFixed(0)} ms of work`);
   }, 60_000);
 });
 
@@ -167,14 +164,15 @@ describe('the end of a process', () => {
       value: last,
       status,
       signal,
-    } = await script<number>(`
+    } = await script<{ at: number; upTo: number }>(`
       const model = await Model.load(POLICY);
       const tensor = wrpo.Tensor.empty([1000]);
       await model.logProbs(packRows(rowsOf(1, 10), roles));
-      say(Date.now());
+      say({ at: Date.now(), upTo: performance.now() });
       globalThis.kept = [model, tensor, tensor.view(), model.parameters()];`);
     expect({ status, signal }).toEqual({ status: 0, signal: null });
-    expect(Date.now() - last).toBeLessThan(2000);
+    // On a machine that is busy, what starts slowly ends slowly.
+    expect(Date.now() - last.at).toBeLessThan(Math.max(2000, last.upTo));
   }, 30_000);
 
   it('queued work keeps it alive until it is done', async () => {
@@ -197,18 +195,22 @@ describe('the end of a process', () => {
     '%s in the middle of long queued work ends it at once',
     async (_, end, code, words) => {
       const {
-        value: at,
+        value: last,
         status,
         signal,
         stderr,
-      } = await script<number>(`
+      } = await script<{ at: number; one: number }>(`
       const model = await create();
+      const began = performance.now();
+      await accumulate(model, batchOf(8, 200));
+      const one = performance.now() - began;
       for (let i = 0; i < 40; i++) accumulate(model, batchOf(8, 200)).catch(() => {});
-      setTimeout(() => { say(Date.now()); ${end}; }, 300);`);
-      const waited = Date.now() - at;
+      setTimeout(() => { say({ at: Date.now(), one }); ${end}; }, 300);`);
+      const waited = Date.now() - last.at;
       expect({ status, signal }, stderr).toEqual({ status: code, signal: null });
       expect(stderr).toMatch(words);
-      expect(waited).toBeLessThan(1500);
+      // Not even what was under way is finished, however busy the machine is.
+      expect(waited).toBeLessThan(Math.max(1500, last.one));
       console.log(`${end}: gone after ${waited} ms`);
     },
     30_000,

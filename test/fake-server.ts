@@ -27,7 +27,10 @@ export type Trouble = 429 | 500 | 503 | 'hang' | 'cut' | 'cut in the middle' | '
 export const TROUBLES: Trouble[] = [429, 500, 503, 'hang', 'cut', 'cut in the middle', 'malformed', 'empty', 'no text'];
 
 export interface FakeOptions {
-  /** How often an answer is troubled, by which troubles, drawn with which seed. */
+  /**
+   * How often an answer is troubled, by which troubles, drawn with which seed: for each request and attempt at it, so that
+   * the order in which requests arrive changes nothing.
+   */
   chaos?: { share: number; seed: number; troubles?: Trouble[] };
   /** Milliseconds to an answer. */
   latency?: number;
@@ -62,11 +65,11 @@ export class FakeServer {
   /** The most requests at one time. */
   peak = 0;
   readonly #server: Server;
-  readonly #random: () => number;
+  /** How often each request was made. */
+  readonly #attempts = new Map<string, number>();
   #running = 0;
 
   private constructor(readonly options: FakeOptions) {
-    this.#random = randomOf(options.chaos?.seed ?? 1);
     this.#server = createServer((request, response) => {
       this.#running++;
       this.peak = Math.max(this.peak, this.#running);
@@ -113,7 +116,7 @@ export class FakeServer {
     if (models && !models.includes(body.model)) {
       return send(404, { error: { message: `The model ${body.model} does not exist.`, code: 404 } });
     }
-    const trouble = this.#trouble();
+    const trouble = this.#trouble(one);
     if (trouble === 429) return send(429, { error: { message: 'slow down' } }, { 'retry-after': '0.01' });
     if (trouble === 500 || trouble === 503) return send(trouble, 'it is broken');
     if (trouble === 'hang') return;
@@ -132,10 +135,13 @@ export class FakeServer {
     send(200, answer);
   }
 
-  #trouble(): Trouble | undefined {
-    const { share = 0, troubles = TROUBLES } = this.options.chaos ?? {};
-    if (this.#random() >= share) return undefined;
-    return troubles[Math.floor(this.#random() * troubles.length)];
+  #trouble({ path, body }: Seen): Trouble | undefined {
+    const { share = 0, seed = 1, troubles = TROUBLES } = this.options.chaos ?? {};
+    const request = digest(path, body).toString('hex');
+    const attempt = this.#attempts.get(request) ?? 0;
+    this.#attempts.set(request, attempt + 1);
+    const random = randomOf(digest(seed, request, attempt).readUInt32BE());
+    return random() < share ? troubles[Math.floor(random() * troubles.length)] : undefined;
   }
 
   #answer(seen: Seen): object {

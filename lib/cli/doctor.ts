@@ -1,19 +1,31 @@
 import { existsSync, readFileSync, realpathSync } from 'node:fs';
-import { availableParallelism, cpus } from 'node:os';
+import { availableParallelism, cpus, release, totalmem } from 'node:os';
 import { dirname } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import pc from 'picocolors';
 import { readModelConfig } from '../model/config.js';
 import { readAdapterTensors, readModelTensors } from '../model/directory.js';
 import { baseOf, isAdapter, readAdapterConfig } from '../model/lora.js';
 import type { NativeAddon } from '../native/addon.js';
-import { type Libtorch, verifyLibtorch } from '../native/libtorch.js';
-import { checkRelease, coreTorchVersion, findCore, findShim, loadNative, requireLibtorch } from '../native/load.js';
+import { type Libtorch, libtorchPlaces, verifyLibtorch } from '../native/libtorch.js';
+import {
+  addonPlaces,
+  checkRelease,
+  coreTorchVersion,
+  findCore,
+  findShim,
+  loadNative,
+  requireLibtorch,
+} from '../native/load.js';
+import { VERSION } from '../train/run.js';
 
 /** One line of the report: what was found, or what is wrong and how to cure it. */
 interface Check {
   name: string;
   ok: boolean;
   detail: string;
+  /** Where it was looked for, and what is there. */
+  places?: string[];
 }
 
 /**
@@ -33,19 +45,25 @@ export async function doctor(options: { json?: boolean; model?: string }): Promi
       return undefined;
     }
   };
+  const alsoTell = (places: string[]) => Object.assign(checks.at(-1)!, { places });
 
+  await check('wrpo', () => `${VERSION} in ${fileURLToPath(new URL('../..', import.meta.url))}`);
   await check('node', nodeVersion);
   await check('platform', platform);
+  await check('system', system);
   await check('cpu', cpu);
   const libtorch = await check('libtorch', requireLibtorch, describe);
+  alsoTell(libtorchPlaces());
   if (libtorch) await check('checksums', () => checksums(libtorch.dir));
   const shim = await check('shim', findShim);
+  alsoTell(addonPlaces(libtorch));
   const core = shim && libtorch && (await check('core', () => findCore(dirname(shim), libtorch)));
   const fits = core && (await check('versions', () => versions(core, libtorch)));
   const addon = fits && (await check('addon', loadNative, () => 'loads'));
   if (addon) await check('info', () => info(addon));
   if (addon) await check('openmp', openmpRuntime);
   await check('threads', threads);
+  await check('settings', settings);
   const { model } = options;
   if (model) await check('model', () => describeModel(model));
 
@@ -57,6 +75,7 @@ export async function doctor(options: { json?: boolean; model?: string }): Promi
     for (const one of checks) {
       const mark = one.ok ? pc.green('ok     ') : pc.red('problem');
       process.stdout.write(`${mark} ${one.name.padEnd(10)} ${one.detail}\n`);
+      for (const place of one.places ?? []) process.stdout.write(`${' '.repeat(19)}- ${place}\n`);
     }
   }
   return ok;
@@ -106,8 +125,29 @@ function platform(): string {
   throw new Error(`${name} is not supported: use Linux, where libtorch and the addon are built for.`);
 }
 
+function system(): string {
+  const { header } = process.report.getReport() as unknown as { header: { glibcVersionRuntime?: string } };
+  const [, name] = /^PRETTY_NAME="?([^"\n]*)/m.exec(unlessMissing('/etc/os-release')) ?? [];
+  const libc = header.glibcVersionRuntime ? `glibc ${header.glibcVersionRuntime}` : 'no glibc';
+  return `${name ?? 'unknown'}, kernel ${release()}, ${libc}`;
+}
+
+function unlessMissing(path: string): string {
+  return existsSync(path) ? readFileSync(path, 'utf8') : '';
+}
+
 function cpu(): string {
-  return `${cpus()[0]?.model ?? 'unknown'}, ${availableParallelism()} usable cores`;
+  const memory = Math.min(totalmem(), process.constrainedMemory() || Number.POSITIVE_INFINITY);
+  return `${cpus()[0]?.model ?? 'unknown'}, ${availableParallelism()} usable cores, ${(memory / 2 ** 30).toFixed(1)} GiB`;
+}
+
+// What changes how the engine is found, loaded and run; nothing that may hold a secret.
+function settings(): string {
+  const telling =
+    /^((WRPO|OMP|GOMP|MKL|KMP|CUDA|NVIDIA|LD)_\w+|LIBTORCH|XDG_CACHE_HOME|HF_HOME|HF_HUB_OFFLINE|NODE_OPTIONS)$/;
+  const set = Object.entries(process.env).filter(([name]) => telling.test(name));
+  const shown = ([name, value = '']: [string, string?]) => `${name}=${value.replace(/\/\/[^/@]+@/, '//…@')}`;
+  return set.map(shown).join(' ') || 'none in the environment';
 }
 
 function describe({ dir, version, variant, origin }: Libtorch): string {

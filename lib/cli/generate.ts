@@ -53,16 +53,16 @@ export async function generate(options: GenerateCommand): Promise<void> {
       yield first.value;
     }
   }
-  const sink = openSink(options.output);
   const news = newsOf('prompts answered');
-  let tokens = 0;
-  let model: Model | undefined;
-  try {
-    model = await Model.load(directory, { dtype, baseModel: source.baseDirectory });
-    const began = performance.now();
-    await interruptible(async (signal) => {
+  await interruptible(async (signal) => {
+    const sink = openSink(options.output);
+    let tokens = 0;
+    let model: Model | undefined;
+    try {
+      model = await Model.load(directory, { dtype, baseModel: source.baseDirectory });
+      const began = performance.now();
       const how = { ...sampling, tokenizer, logProbs: options.logprobs, signal };
-      for await (const { samples } of model!.generate(all(), how)) {
+      for await (const { samples } of model.generate(all(), how)) {
         const { promptId, prompt, seeds } = asked.shift()!;
         const line = {
           ...{ prompt_id: promptId, prompt: isIds(prompt) ? prompt : plain(prompt) },
@@ -75,17 +75,17 @@ export async function generate(options: GenerateCommand): Promise<void> {
         tokens += samples.reduce((sum, { ids }) => sum + ids.length, 0);
         news.add(1);
       }
-    });
-    sink.finish();
-    const seconds = (performance.now() - began) / 1000;
-    news.say(`${tokens} tokens in ${seconds.toFixed(1)} s, ${(tokens / seconds).toPrecision(3)} tokens/s`);
-  } catch (error) {
-    sink.abandon();
-    throw error;
-  } finally {
-    news.end();
-    await model?.close();
-  }
+      sink.finish();
+      const seconds = (performance.now() - began) / 1000;
+      news.say(`${tokens} tokens in ${seconds.toFixed(1)} s, ${(tokens / seconds).toPrecision(3)} tokens/s`);
+    } catch (error) {
+      sink.abandon();
+      throw error;
+    } finally {
+      news.end();
+      await model?.close();
+    }
+  });
 }
 
 /** Prompts of text or token ids, each with the seeds that a fusion would give it. */

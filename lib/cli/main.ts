@@ -275,7 +275,11 @@ program
   .description('fetch libtorch into the per-user cache')
   .option('--cpu', 'the CPU build (default)')
   .option('--cuda', 'the CUDA build')
-  .action(async (options) => {
+  .option('--from <archive>', 'a torch wheel or libtorch archive: a file, or an address; a broken download goes on')
+  .option('--sha256 <sum>', 'what the archive must hash to')
+  .action(async (options, command: Command) => {
+    if (options.sha256 !== undefined && options.from === undefined)
+      command.error("error: option '--sha256' has no meaning without '--from'");
     const { setup } = await import('./setup.js');
     await setup(options);
   });

@@ -1,5 +1,5 @@
 import { WrpoError } from '../errors.js';
-import { provideLibtorch } from '../native/libtorch.js';
+import { fetchLibtorch, libtorchCache, provideLibtorch, verifyLibtorch } from '../native/libtorch.js';
 
 const HOW = {
   WRPO_LIBTORCH: ', which WRPO_LIBTORCH names',
@@ -8,8 +8,16 @@ const HOW = {
   python: ", the active Python's",
 } as const;
 
+export interface SetupOptions {
+  cpu?: boolean;
+  cuda?: boolean;
+  /** An archive to take libtorch from: a file, or an http(s) address. */
+  from?: string;
+  sha256?: string;
+}
+
 /** `wrpo setup`: makes sure that an intact libtorch is there, fetching it if need be, and says where it is. */
-export async function setup(options: { cpu?: boolean; cuda?: boolean }): Promise<void> {
+export async function setup(options: SetupOptions): Promise<void> {
   if (options.cuda) {
     throw new WrpoError(
       'ERR_NATIVE_LOAD',
@@ -17,6 +25,14 @@ export async function setup(options: { cpu?: boolean; cuda?: boolean }): Promise
     );
   }
   const log = (line: string) => process.stderr.write(`${line}\n`);
+  if (options.from !== undefined) await takeArchive(options.from, options.sha256, log);
   const { dir, version, variant, origin } = await provideLibtorch({ log });
   log(`libtorch ${version} (${variant}) is ready in ${dir}${HOW[origin]}.`);
+}
+
+/** Fills the cache from an archive, unless it is filled and intact: other projects use it. */
+async function takeArchive(from: string, sha256: string | undefined, log: (line: string) => void): Promise<void> {
+  const { ok } = await verifyLibtorch(libtorchCache());
+  if (ok) log(`${libtorchCache()} is there and intact; ${from} is not looked at`);
+  else await fetchLibtorch({ log, from, ...(sha256 === undefined ? {} : { sha256 }) });
 }

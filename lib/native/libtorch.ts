@@ -1,10 +1,8 @@
 /**
- * Where libtorch is, and how it gets there. Imports nothing but Node's own modules: setup.mjs runs the compiled form.
+ * Where libtorch is, and how it gets there. Loads no package before it downloads: setup.mjs runs the compiled form.
  */
 import { spawn, spawnSync } from 'node:child_process';
-import { createHash } from 'node:crypto';
 import {
-  createReadStream,
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -18,6 +16,7 @@ import {
 import { homedir } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
 import { WrpoError } from '../errors.js';
+import { obtainArchive, sha256Of } from './archive.js';
 
 /** The libtorch this version of wrpo is built and tested with. */
 export const LIBTORCH_VERSION = '2.13.0';
@@ -55,6 +54,32 @@ export function findLibtorch(): Libtorch | undefined {
   return inspect(libtorchCache(), 'cache') ?? findInPython();
 }
 
+/** Every place where a libtorch could be, in the order in which they are asked, with what is there: for a report. */
+export function libtorchPlaces(): string[] {
+  const named = (['WRPO_LIBTORCH', 'LIBTORCH'] as const).map((name) => {
+    const dir = process.env[name];
+    return dir ? `${name}=${dir}: ${contents(dir, name)}` : `${name}: not set`;
+  });
+  const caches = dirname(libtorchCache());
+  const cached = unless('ENOENT', () => readdirSync(caches).filter((name) => /^libtorch-[^/]*-\w+$/.test(name))) ?? [];
+  const kept = [...new Set([basename(libtorchCache()), ...cached])].map(
+    (name) => `${join(caches, name)}: ${contents(join(caches, name), 'cache')}`,
+  );
+  const python = locateInPython();
+  return [...named, ...kept, `python3: ${python ? `${python}: ${contents(python, 'python')}` : 'has no torch'}`];
+}
+
+function contents(dir: string, origin: Libtorch['origin']): string {
+  if (!existsSync(dir)) return 'not there';
+  const found = inspect(dir, origin);
+  if (!found) {
+    const library = existsSync(join(dir, 'lib', 'libtorch_cpu.so'));
+    return library ? 'refused, it does not say its version' : 'refused, it holds no lib/libtorch_cpu.so';
+  }
+  const fits = sameRelease(found.version, LIBTORCH_VERSION);
+  return `libtorch ${found.version} (${found.variant})${fits ? '' : `, refused: expected ${LIBTORCH_VERSION}`}`;
+}
+
 /** The directory that `wrpo setup` fills. */
 export function libtorchCache(): string {
   const caches = process.env.XDG_CACHE_HOME || join(homedir(), '.cache');
@@ -88,24 +113,36 @@ export async function provideLibtorch(options: { log: (line: string) => void }):
   return fetchLibtorch(options);
 }
 
-/** Downloads the pinned CPU libtorch with pip and unpacks it into the per-user cache. */
-export async function fetchLibtorch({ log }: { log: (line: string) => void }): Promise<Libtorch> {
-  requirePip();
+export interface FetchOptions {
+  log: (line: string) => void;
+  /** A file or an http(s) address: a torch wheel or PyTorch's libtorch archive, in place of what pip finds. */
+  from?: string;
+  /** Of `from`. */
+  sha256?: string;
+}
+
+/** Downloads the pinned CPU libtorch, with pip if `from` names none, and unpacks it into the per-user cache. */
+export async function fetchLibtorch({ log, from, sha256 }: FetchOptions): Promise<Libtorch> {
+  requirePython({ pip: from === undefined });
   const cache = libtorchCache();
   let work: string | undefined;
   try {
     mkdirSync(dirname(cache), { recursive: true });
     sweep(cache);
     work = mkdtempSync(`${cache}.partial-`);
-    log(`libtorch ${LIBTORCH_VERSION}+cpu: downloading (190 MB)…`);
-    const wheel = await downloadWheel(join(work, 'wheel'));
+    const downloads = join(dirname(cache), 'downloads');
+    if (from === undefined) log(`libtorch ${LIBTORCH_VERSION}+cpu: downloading (190 MB)…`);
+    const wheel = await (from === undefined
+      ? downloadWheel(join(work, 'wheel'))
+      : obtainArchive(from, downloads, { log, ...(sha256 === undefined ? {} : { sha256 }) }));
     log(`libtorch ${LIBTORCH_VERSION}+cpu: unpacking into ${cache}…`);
     const unpacked = join(work, basename(cache));
     await unpackWheel(wheel, unpacked);
     const libraries = readdirSync(join(unpacked, 'lib')).sort();
-    const sums = await Promise.all(libraries.map((name) => sha256(join(unpacked, 'lib', name))));
+    const sums = await Promise.all(libraries.map((name) => sha256Of(join(unpacked, 'lib', name))));
     writeFileSync(join(unpacked, SUMS), libraries.map((name, i) => `${sums[i]}  lib/${name}\n`).join(''));
     await publish(unpacked, cache);
+    if (wheel !== from) rmSync(wheel);
   } catch (cause) {
     if (cause instanceof WrpoError) throw cause;
     const reason = (cause as Error).message;
@@ -125,13 +162,13 @@ export async function verifyLibtorch(dir: string): Promise<{ ok: boolean; checke
   const broken: string[] = [];
   for (const line of lines) {
     const [sum, name] = line.split('  ') as [string, string];
-    const actual = await sha256(join(dir, name)).catch(() => 'unreadable');
+    const actual = await sha256Of(join(dir, name)).catch(() => 'unreadable');
     if (actual !== sum) broken.push(name);
   }
   return { ok: lines.length > 0 && broken.length === 0, checked: lines.length, broken };
 }
 
-/** Unpacks what building and running needs of a torch wheel into `dir`, without `torch/`. */
+/** Unpacks what building and running needs of a torch wheel, or of a libtorch archive, into `dir`. */
 export async function unpackWheel(wheel: string, dir: string): Promise<void> {
   const { status, output } = await run('python3', ['-c', UNPACK, wheel, dir]);
   if (status !== 0) {
@@ -149,13 +186,15 @@ const UNPACK = String.raw`
 import os, re, shutil, sys, zipfile
 wheel, root = sys.argv[1], os.path.realpath(sys.argv[2])
 libraries = r'lib/lib(torch_cpu|c10|gomp|gfortran|openblas|arm_compute)([-_.][^/]*)?\.so[^/]*'
-wanted = re.compile(r'torch/(version\.py|include/.+|' + libraries + ')', re.S)
+wanted = re.compile(r'(?:lib)?torch/(version\.py|build-version|include/.+|' + libraries + ')', re.S)
 try:
     with zipfile.ZipFile(wheel) as archive:
+        if any(re.fullmatch('(lib)?torch/lib/libtorch_cuda.so', name) for name in archive.namelist()):
+            sys.exit('it is a CUDA build, expected the CPU build')
         for entry in archive.infolist():
             if entry.is_dir() or not wanted.fullmatch(entry.filename):
                 continue
-            target = os.path.realpath(os.path.join(root, entry.filename[len('torch/'):]))
+            target = os.path.realpath(os.path.join(root, entry.filename.partition('/')[2]))
             if not target.startswith(root + os.sep):
                 sys.exit('it holds the unsafe name ' + entry.filename)
             os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -175,9 +214,13 @@ spec = find_spec('torch')
 print(spec.submodule_search_locations[0] if spec and spec.submodule_search_locations else '')
 `;
 
-function findInPython(): Libtorch | undefined {
+function locateInPython(): string | undefined {
   const { stdout } = spawnSync('python3', ['-c', LOCATE], { encoding: 'utf8', timeout: 10_000 });
-  const dir = stdout?.trim();
+  return stdout?.trim() || undefined;
+}
+
+function findInPython(): Libtorch | undefined {
+  const dir = locateInPython();
   const found = dir ? inspect(dir, 'python') : undefined;
   return found && sameRelease(found.version, LIBTORCH_VERSION) ? found : undefined;
 }
@@ -202,12 +245,14 @@ function read(dir: string, name: string): string {
   }
 }
 
-function requirePip(): void {
-  const { error, status } = spawnSync('python3', ['-m', 'pip', '--version'], { stdio: 'ignore' });
+// Python unpacks, too: Node reads no zip.
+function requirePython({ pip }: { pip: boolean }): void {
+  const { error, status } = spawnSync('python3', pip ? ['-m', 'pip', '--version'] : ['--version'], { stdio: 'ignore' });
   if (!error && status === 0) return;
+  const name = pip ? 'python3-pip' : 'python3';
   throw new WrpoError(
     'ERR_NATIVE_LOAD',
-    `${error ? 'python3' : "python3's pip"} is missing, and libtorch is downloaded with it: install it (Debian: apt install python3-pip; Fedora: dnf install python3-pip), or set WRPO_LIBTORCH to an unpacked libtorch ${LIBTORCH_VERSION}.`,
+    `${error ? 'python3' : "python3's pip"} is missing, and libtorch is ${pip ? 'downloaded' : 'unpacked'} with it: install it (Debian: apt install ${name}; Fedora: dnf install ${name}), or set WRPO_LIBTORCH to an unpacked libtorch ${LIBTORCH_VERSION}.`,
   );
 }
 
@@ -226,7 +271,7 @@ async function downloadWheel(dir: string): Promise<string> {
   }
   throw new WrpoError(
     'ERR_NATIVE_LOAD',
-    `pip could not download ${requirement} (${[...reasons].join('; ')}): check the network and pip's configuration, name another index in WRPO_TORCH_INDEX, or set WRPO_LIBTORCH to an unpacked libtorch ${LIBTORCH_VERSION}.`,
+    `pip could not download ${requirement} (${[...reasons].join('; ')}): check the network and pip's configuration, name another index in WRPO_TORCH_INDEX, give an archive with \`wrpo setup --from\`, or set WRPO_LIBTORCH to an unpacked libtorch ${LIBTORCH_VERSION}.`,
   );
 }
 
@@ -238,11 +283,12 @@ async function publish(from: string, to: string): Promise<void> {
   unless('ENOTEMPTY', () => renameSync(from, to));
 }
 
-function unless(code: string, action: () => void): void {
+function unless<T>(code: string, action: () => T): T | undefined {
   try {
-    action();
+    return action();
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== code) throw error;
+    return undefined;
   }
 }
 
@@ -256,15 +302,11 @@ function sweep(cache: string): void {
   }
 }
 
-async function sha256(path: string): Promise<string> {
-  const hash = createHash('sha256');
-  for await (const chunk of createReadStream(path, { highWaterMark: 1 << 20 })) hash.update(chunk);
-  return hash.digest('hex');
-}
-
 function run(command: string, args: string[]): Promise<{ status: number | null; output: string }> {
   return new Promise((done, failed) => {
-    const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'pipe'] });
+    // A pip that is too old to go on with a broken download does not know the variable.
+    const env = { PIP_RESUME_RETRIES: '20', ...process.env };
+    const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'pipe'], env });
     const parts: Buffer[] = [];
     child.stdout.on('data', (part) => parts.push(part));
     child.stderr.on('data', (part) => parts.push(part));

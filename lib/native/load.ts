@@ -1,5 +1,5 @@
 /** Finds the shim, libtorch and the core, checks that they fit, and loads them; every failure says what to do. */
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { constants } from 'node:os';
 import { basename, dirname, join } from 'node:path';
@@ -10,6 +10,9 @@ import { findLibtorch, type Libtorch, sameRelease } from './libtorch.js';
 
 const require = createRequire(import.meta.url);
 const root = fileURLToPath(new URL('../..', import.meta.url));
+const BUILD = existsSync(join(root, 'lib'))
+  ? 'run `npm run build`'
+  : `run \`npm install cmake-js@8\` in your project, then \`npm run build\` in ${root}`;
 const MARKER = 'WRPO_CORE_TORCH=';
 
 let addon: NativeAddon | undefined;
@@ -25,28 +28,58 @@ function load(): NativeAddon {
   const libtorch = requireLibtorch();
   const core = findCore(dirname(shim), libtorch);
   checkRelease(core, libtorch);
+  const rebuild = `${BUILD} to build it on this machine`;
+  const { preload } = explain<Shim>('The native addon could not be loaded', rebuild, () => require(shim));
   explain(`libtorch ${libtorch.version} in ${libtorch.dir} could not be loaded`, 'run `wrpo doctor`', () => {
-    const { preload } = require(shim) as { preload(path: string): void };
     preload(join(libtorch.dir, 'lib', 'libtorch_cpu.so'));
     if (libtorch.variant !== 'cpu') preload(join(libtorch.dir, 'lib', 'libtorch_cuda.so'));
   });
   const module = { exports: {} };
-  explain('The native core could not be loaded', 'run `npm run build` to rebuild it on this machine', () =>
+  explain('The native core could not be loaded', rebuild, () =>
     process.dlopen(module, core, constants.dlopen.RTLD_NOW),
   );
   return module.exports as NativeAddon;
 }
 
+interface Shim {
+  preload(path: string): void;
+}
+
 /** The path of `wrpo.node`: the source build's if there is one, else the prebuilt one. */
 export function findShim(): string {
+  const here = `${process.platform}-${process.arch}`;
+  if (process.platform !== 'linux') {
+    throw new WrpoError(
+      'ERR_NATIVE_LOAD',
+      `wrpo computes on Linux alone (linux-x64 is built and tested), and there is no native addon for ${here}: run it in a Linux container or virtual machine.`,
+    );
+  }
   try {
     return require('node-gyp-build').resolve(root);
   } catch (cause) {
-    throw new WrpoError(
-      'ERR_NATIVE_LOAD',
-      `The native addon for ${process.platform}-${process.arch} is not built: run \`npm run build\` in ${root}.`,
-      { cause },
-    );
+    throw new WrpoError('ERR_NATIVE_LOAD', `No native addon for ${here} is in ${root}: ${BUILD} to build it.`, {
+      cause,
+    });
+  }
+}
+
+/** Both places where the addon could be, in the order in which they are asked, with what is there: for a report. */
+export function addonPlaces(libtorch: Libtorch | undefined): string[] {
+  return ['build/Release', `prebuilds/${process.platform}-${process.arch}`].map((name) => {
+    const dir = join(root, name);
+    if (!existsSync(join(dir, 'wrpo.node'))) return `${dir}: no wrpo.node`;
+    const cores = readdirSync(dir).filter((file) => /^libwrpo_core.*\.so$/.test(file));
+    return `${dir}: ${cores.map((core) => `${core} ${fitOf(join(dir, core), libtorch)}`).join('; ') || 'no core'}`;
+  });
+}
+
+function fitOf(core: string, libtorch: Libtorch | undefined): string {
+  try {
+    const built = coreTorchVersion(core);
+    const other = libtorch !== undefined && !sameRelease(built, libtorch.version);
+    return `for libtorch ${built}${other ? `, refused: ${libtorch.version} was found` : ''}`;
+  } catch {
+    return 'refused, it does not say which libtorch it is for';
   }
 }
 
@@ -65,7 +98,7 @@ export function findCore(dir: string, { variant, ...libtorch }: Libtorch): strin
   const core = join(dir, variant === 'cpu' ? 'libwrpo_core.so' : `libwrpo_core_${variant}.so`);
   if (existsSync(core)) return core;
   if (variant === 'cpu') {
-    throw new WrpoError('ERR_NATIVE_LOAD', `${core} is missing: run \`npm run build\` to build it.`);
+    throw new WrpoError('ERR_NATIVE_LOAD', `${core} is missing: ${BUILD} to build it.`);
   }
   const remedy =
     libtorch.origin === 'python'
@@ -86,7 +119,7 @@ export function coreTorchVersion(core: string): string {
   }
   throw new WrpoError(
     'ERR_NATIVE_LOAD',
-    `${core} does not say which libtorch it was built for: run \`npm run build\` to rebuild it.`,
+    `${core} does not say which libtorch it was built for: ${BUILD} to rebuild it.`,
   );
 }
 
@@ -97,13 +130,14 @@ export function checkRelease(core: string, libtorch: Libtorch): void {
   const [major, minor] = built.split('.');
   throw new WrpoError(
     'ERR_NATIVE_LOAD',
-    `The native core was built for libtorch ${built} but ${libtorch.dir} holds ${libtorch.version}: run \`npm run build\` to rebuild it, or set WRPO_LIBTORCH to a libtorch ${major}.${minor}.`,
+    `The native core was built for libtorch ${built} but ${libtorch.dir} holds ${libtorch.version}: ${BUILD} to rebuild it, or set WRPO_LIBTORCH to a libtorch ${major}.${minor}.`,
   );
 }
 
-function explain(what: string, remedy: string, action: () => void): void {
+/** What `action` gives; its failure is named by `what` and followed by `remedy`. */
+function explain<T>(what: string, remedy: string, action: () => T): T {
   try {
-    action();
+    return action();
   } catch (cause) {
     throw new WrpoError('ERR_NATIVE_LOAD', `${what} (${(cause as Error).message}): ${remedy}.`, { cause });
   }

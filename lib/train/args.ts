@@ -57,17 +57,23 @@ function buildSchema({ z }: typeof import('zod')) {
   return z.object({
     /** A model directory in Hugging Face layout. */
     modelNameOrPath: z.string().optional(),
+    /** Of a model on the hub: a branch, a tag or a commit. */
     modelRevision: z.string().optional(),
     /** The frozen reference, held in memory; without it the initial policy's log-probs are computed once and cached. */
     refModelNameOrPath: z.string().optional(),
+    /** What is trained on: a file or directory (JSONL, Parquet, Arrow), or a hub id. */
     datasetName: z.string().optional(),
+    /** Of a data set on the hub that has several. */
     datasetConfig: z.string().optional(),
+    /** Of a data set on the hub: a branch, a tag or a commit. */
     datasetRevision: z.string().optional(),
     /** Of a data set that has splits. */
     datasetTrainSplit: z.string().default('train'),
     /** The evaluation data, where `evalDatasetName` names no others. */
     datasetTestSplit: z.string().optional(),
+    /** What is evaluated on. */
     evalDatasetName: z.string().optional(),
+    /** The run directory. */
     outputDir: z.string(),
 
     /** The values of the paper's Table 6 for a loss, such as `table6/wrpo`; other keys outweigh them. */
@@ -81,20 +87,24 @@ function buildSchema({ z }: typeof import('zod')) {
     beta: positive.default(0.01),
     /** The weight of the source's response; reached at the end of training when `isDynamic`. */
     alpha: fraction.default(0.1),
+    /** Whether `alpha` rises from 0 with the steps done, or is what it is from the start. */
     isDynamic: z.boolean().default(true),
     /** Which chosen response of a quadruple meets the rejected one. */
     chosen: z.enum(['target', 'source']).default('target'),
+    /** How likely it is that a row's responses are the wrong way round. */
     labelSmoothing: z.number().min(0).max(0.5).default(0),
     /** SimPO's target margin. Default 1 for `simpo`, 0 for `wrpo_simpo`. */
     simpoGamma: z.number().min(0).default(0),
     /** The same as a multiple of beta. */
     gammaBetaRatio: z.number().min(0).optional(),
+    /** Whether the IPO losses compare sums or means over tokens. */
     ipoNormalization: z.enum(['sum', 'token_mean']).default('sum'),
     /** Adds so much of the mean token NLL of the chosen responses, weighted as in the loss. */
     sftWeight: z.number().min(0).default(0),
 
     /** Trains LoRA adapters beside the weights, which stay as they are and are the reference; saved as PEFT does. */
     usePeft: z.boolean().default(false),
+    /** The rank of the adapters. */
     loraR: count.default(16),
     /** The adapters count `loraAlpha / loraR` times. */
     loraAlpha: positive.default(32),
@@ -105,16 +115,20 @@ function buildSchema({ z }: typeof import('zod')) {
     /** Counts the adapters `loraAlpha / √loraR` times. */
     useRslora: z.boolean().default(false),
 
+    /** At its height, after the warm-up. */
     learningRate: z.number().min(0).default(3e-7),
     /** Of these only `constant` never warms up. */
     lrSchedulerType: z.enum(['cosine', 'linear', 'constant', 'constant_with_warmup']).default('cosine'),
+    /** The part of all steps in which the learning rate rises; rounded up. */
     warmupRatio: fraction.default(0.1),
     /** Overrides `warmupRatio`. */
     warmupSteps: z.number().int().min(0).optional(),
+    /** Of AdamW; norms and biases have none. */
     weightDecay: z.number().min(0).default(0),
     adamBeta1: fraction.default(0.9),
     adamBeta2: fraction.default(0.999),
     adamEpsilon: positive.default(1e-8),
+    /** Gradients with a larger norm are scaled down to it; 0 leaves them. */
     maxGradNorm: z.number().min(0).default(1),
     /**
      * What a loss or a gradient does that is no number: `stop` before the update, naming the rows, or `skip` the step, say
@@ -122,9 +136,11 @@ function buildSchema({ z }: typeof import('zod')) {
      */
     nonFinite: z.enum(['stop', 'skip']).default('stop'),
 
-    /** These two only define the global batch; how rows are packed does not change the result. */
+    /** With `gradientAccumulationSteps` the rows of a step; how they are packed does not change the result. */
     perDeviceTrainBatchSize: count.default(2),
+    /** So many times `perDeviceTrainBatchSize` rows are a step. */
     gradientAccumulationSteps: count.default(8),
+    /** Passes over the data. */
     numTrainEpochs: positive.default(1),
     /** Overrides `numTrainEpochs` when positive. */
     maxSteps: z.number().int().default(-1),
@@ -133,6 +149,7 @@ function buildSchema({ z }: typeof import('zod')) {
     /** Computes each prompt once for all its responses; the result is the same without. */
     sharePrompt: z.boolean().default(true),
 
+    /** Tokens of prompt and response together; a longer response is cut. */
     maxLength: count.default(2048),
     /**
      * In tokens. By default a row with a longer prompt is dropped (default: `maxLength`). With `templateMode: authors` none
@@ -159,11 +176,16 @@ function buildSchema({ z }: typeof import('zod')) {
      * is left over is not trained on. Otherwise rows stay whole: they are packed without seeing each other anyway.
      */
     packing: z.boolean().default(false),
+    /** See `packing`. */
     packingStrategy: z.enum(['bfd', 'wrapped']).default('bfd'),
+    /** In which numbers the model computes; master weights and optimiser state are float32 at least. */
     dtype: z.enum(['float32', 'bfloat16', 'float64', 'auto']).default('float32'),
+    /** Whether each epoch has an order of its own, or that of the file. */
     shuffle: z.boolean().default(true),
+    /** Of the order of rows, and of dropout. */
     seed: z.number().int().default(42),
 
+    /** Steps between lines of metrics.jsonl. */
     loggingSteps: count.default(5),
     /** `tensorboard`, also in a list: metrics as event files too, in `tensorboard` in the run's directory. */
     reportTo: z.union([z.string(), z.array(z.string())]).optional(),
@@ -178,6 +200,7 @@ function buildSchema({ z }: typeof import('zod')) {
      * model is always saved.
      */
     saveStrategy: z.enum(['no', 'steps', 'epoch', 'best']).optional(),
+    /** Steps between checkpoints, or below 1 a part of the run. */
     saveSteps: interval.optional(),
     /** The latest checkpoint and the best one are always kept. */
     saveTotalLimit: count.optional(),
@@ -187,7 +210,9 @@ function buildSchema({ z }: typeof import('zod')) {
     metricForBestModel: z.string().optional(),
     /** Default: unless the metric's name ends in `loss`. */
     greaterIsBetter: z.boolean().optional(),
+    /** Of the saved weights. */
     saveDtype: z.enum(['float32', 'bfloat16']).default('float32'),
+    /** No progress bar. */
     disableTqdm: z.boolean().default(false),
   });
 }
@@ -201,7 +226,8 @@ export type TrainingArgsInput = ZodInput<Schema>;
 
 // Loaded at the first use: zod takes longer to import than everything else together.
 let loaded: Schema | undefined;
-function schema(): Schema {
+/** What checks arguments; their documentation is made of it. */
+export function argumentSchema(): Schema {
   loaded ??= buildSchema(createRequire(import.meta.url)('zod') as typeof import('zod'));
   return loaded;
 }
@@ -224,7 +250,7 @@ export function readKeys(
   say: Say,
   overridden: ReadonlySet<string> = new Set(),
 ): Record<string, unknown> {
-  const ours = Object.keys(schema().shape);
+  const ours = Object.keys(argumentSchema().shape);
   const theirs = new Set(FOREIGN_KEYS.map(camel));
   const own: Record<string, unknown> = {};
   const foreign: Record<string, unknown> = {};
@@ -259,10 +285,10 @@ export function resolveArgs(input: Record<string, unknown>, where: Where = 'args
   );
   const all = Object.fromEntries(given);
   // Resolved before, as a trainer's `args` are: they hold keys of every loss, of which this one's were meant.
-  const isResolved = Object.keys(schema().parse({ outputDir: '' })).every((key) => key in all);
+  const isResolved = Object.keys(argumentSchema().parse({ outputDir: '' })).every((key) => key in all);
   const own = isResolved ? readKeys(toRunFile(all as TrainingArgs), where, say) : all;
   const values = withDefaults(own, where);
-  let result = schema().safeParse(values);
+  let result = argumentSchema().safeParse(values);
   // As Python's YAML reads 1e-6, and as a shell gives every value: a number in quotes.
   for (const { path, expected } of (result.error?.issues ?? []) as { path: PropertyKey[]; expected?: string }[]) {
     const value = values[String(path[0])];
@@ -270,7 +296,7 @@ export function resolveArgs(input: Record<string, unknown>, where: Where = 'args
       values[String(path[0])] = Number(value);
     }
   }
-  if (!result.success) result = schema().safeParse(values);
+  if (!result.success) result = argumentSchema().safeParse(values);
   if (result.success) {
     const { gammaBetaRatio, ...args } = result.data;
     const fault = strayLossKey(args, own) ?? contradiction(args, values);
