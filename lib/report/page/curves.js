@@ -75,6 +75,12 @@ function drawAll() {
   }
 }
 
+function resize() {
+  for (const { place, plot } of drawn) {
+    if (place.clientWidth !== plot.width) plot.setSize({ width: Math.max(200, place.clientWidth), height: HEIGHT });
+  }
+}
+
 function drawPicker() {
   const curves = document.getElementById('curves');
   if (!curves || charts.runs.length < 2) return;
@@ -98,11 +104,8 @@ function drawPicker() {
 
 addEventListener('themed', drawAll);
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', drawAll);
-new ResizeObserver(() => {
-  for (const { place, plot } of drawn) {
-    if (place.clientWidth !== plot.width) plot.setSize({ width: Math.max(200, place.clientWidth), height: HEIGHT });
-  }
-}).observe(document.body);
+// In a frame of its own: a plot that changes its size inside the observer's call would be seen by it again.
+new ResizeObserver(() => requestAnimationFrame(resize)).observe(document.body);
 drawPicker();
 drawAll();
 
