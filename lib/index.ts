@@ -37,6 +37,7 @@ export { type LoadOptions, Model, type ModelOptions } from './model/model.js';
 export { gatingPosition, type Score, type ScoreOptions } from './model/reward.js';
 export type { AdapterUse, Batch, ContestForm, Dtype, LogProbs, NativeInfo } from './native/addon.js';
 export { info, Tensor } from './native/surface.js';
+export { type ExtraSection, type ReportOptions, writeReport } from './report/report.js';
 export { encodeConversations, type RowConversations } from './text/conversations.js';
 export { type EncodedRow, encodeRows } from './text/encode.js';
 export { encodePrompt } from './text/prompt.js';

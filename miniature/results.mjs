@@ -129,3 +129,21 @@ export function writeResults(directory, summary) {
   const tables = [tableOfRows(summary.rows), tableOfDifferences(summary.differences)];
   writeFileSync(join(directory, 'results.md'), `${tables.map(asMarkdown).join('\n\n')}\n`);
 }
+
+/** What the report says beside the fusion of the first seed. */
+export function sectionsOf({ rows, differences, seeds }, prompts) {
+  const errors = seeds.length > 1 ? `over the seeds ${seeds.join(', ')}` : `over prompts (one seed, ${seeds[0]})`;
+  const of = ({ head, body }) => ({ columns: head, rows: body });
+  return [
+    {
+      title: 'Table 2 in miniature',
+      text: `Greedy answers to ${prompts} held-out prompts; mean ± standard error ${errors}. The win rate is against Target, ties counting half. One fixed set of checkpoints, made so that the mechanism the paper describes is there: this compares preference objectives and is no evidence about real models.`,
+      table: of(tableOfRows(rows)),
+    },
+    {
+      title: 'Findings of the paper, whatever their sign',
+      text: `${against(differences)} Paired differences of mean reward and of win rate; “seeds” is in how many the reward has the finding's sign. A verdict other than “not distinguishable” has p < 0.05 in mean reward by Student's t over the seeds (of one seed: over prompts), uncorrected for the number of lines.`,
+      table: of(tableOfDifferences(differences)),
+    },
+  ];
+}

@@ -5,9 +5,18 @@
 import { mkdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
+import { writeReport } from 'wrpo';
 import { MAIN, STUDY } from './methods.mjs';
-import { writePage } from './page.mjs';
-import { against, asText, differencesOf, rowsOf, tableOfDifferences, tableOfRows, writeResults } from './results.mjs';
+import {
+  against,
+  asText,
+  differencesOf,
+  rowsOf,
+  sectionsOf,
+  tableOfDifferences,
+  tableOfRows,
+  writeResults,
+} from './results.mjs';
 import { runSeed } from './seed.mjs';
 import { SEEDS, testPrompts } from './task.mjs';
 
@@ -65,7 +74,9 @@ async function main({ full, output, count, test }) {
   const summary = { rows: rowsOf(results), differences: differencesOf(results), seeds, seconds: elapsed() };
   writeResults(output, summary);
   const page = join(output, 'report.html');
-  writePage(page, summary);
+  await writeReport(join(output, `seed-${seeds[0]}`), {
+    ...{ output: page, title: 'WRPO in miniature', sections: sectionsOf(summary, test.length) },
+  });
   const errors = seeds.length > 1 ? `over ${seeds.length} seeds` : 'over prompts (one seed)';
   say(`\nOn ${test.length} held-out prompts, greedy; mean ± standard error ${errors}:\n`);
   say(asText(tableOfRows(summary.rows)));

@@ -36,7 +36,7 @@ it('goes through all steps and says where to look', () => {
   expect(rows[0].win_rate).toBe(0.5);
   expect([seeds, Number.isInteger(seconds)]).toEqual([[21], true]);
   const page = readFileSync(join(output, 'report.html'), 'utf8');
-  for (const { name } of rows) expect(page).toContain(`<td>${name}</td>`);
+  for (const { name } of rows) expect(page).toContain(`>${name}</th>`);
 
   const quadruples = readFileSync(join(output, 'seed-21/selected/train.jsonl'), 'utf8').trimEnd();
   expect(quadruples.split('\n')).toHaveLength(64);

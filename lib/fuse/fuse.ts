@@ -2,6 +2,7 @@
 import { join } from 'node:path';
 import { stringify } from 'yaml';
 import { makeDirectory, writeFileAtomic } from '../data/files.js';
+import { writeReport } from '../report/report.js';
 import { snake } from '../train/compat.js';
 import type { Metrics } from '../train/metrics.js';
 import { type ComparisonRow, readComparison } from './comparison.js';
@@ -68,6 +69,7 @@ export async function runFusion(config: FusionConfig, options: FuseOptions = {})
         await stages.do(stage, signal);
       }
     }
+    await writeReport(config.outputDir);
   } finally {
     unlock();
   }
