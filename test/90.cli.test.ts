@@ -89,8 +89,70 @@ describe('usage', () => {
     expect((await succeed(['--version'])).stdout.trim()).toBe(readJson(join(ROOT, 'package.json')).version);
   });
 
+  it('help of every command fits a screen of 24 lines by 100 columns, with an example that is one', async () => {
+    const listed = (await succeed(['--help'])).stdout;
+    expect(listed.split('\n').length).toBeLessThanOrEqual(34);
+    expect(listed).toContain('Exit codes: 0 done, 1 failed (one sentence on stderr), 2 wrong usage.');
+    const names = [...listed.matchAll(/^ {2}([a-z]+) /gm)].map((match) => match[1]!).filter((name) => name !== 'help');
+    expect(names.length).toBeGreaterThan(15);
+    await Promise.all(
+      names.map(async (name) => {
+        const command = name === 'data' ? ['data', 'check'] : [name];
+        const { stdout } = await succeed([...command, '--help'], { env: { COLUMNS: '100' } });
+        const lines = stdout.trimEnd().split('\n');
+        expect(lines.length, stdout).toBeLessThanOrEqual(24);
+        for (const line of lines) expect(line.length, line).toBeLessThanOrEqual(100);
+        const example = /^Example: wrpo (.+)$/m.exec(stdout)?.[1] ?? '';
+        expect(example, stdout).toMatch(new RegExp(`^${command.join(' ')}\\b`));
+        for (const [option] of example.matchAll(/--[a-z][a-z-]*(?=[ =]|$)/g)) {
+          if (!stdout.includes('Any key')) expect(stdout, `${name} has ${option}`).toContain(`  ${option}`);
+        }
+      }),
+    );
+  });
+
+  it('completes commands, options and files in bash', async () => {
+    const { stdout: code } = await succeed(['completion', 'bash']);
+    writeFileSync(path('completion.bash'), code);
+    const completions = (...words: string[]) => {
+      const shell = `source ${path('completion.bash')}; COMP_WORDS=(wrpo ${words.map((word) => `"${word}"`).join(' ')}); COMP_CWORD=${words.length}; _wrpo; echo "\${COMPREPLY[*]}"`;
+      return execFileSync('bash', ['-c', shell], { encoding: 'utf8' }).trim();
+    };
+    expect(completions('tra')).toBe('train');
+    expect(completions('train', '--res')).toBe('--resume-from-checkpoint');
+    expect(completions('data', 'ch')).toBe('check');
+    expect(completions('data', 'check', '--ro')).toBe('--row');
+    expect(completions('train', '--config', 'r')).toBe('');
+    for (const shell of ['zsh', 'fish']) {
+      const { stdout } = await succeed(['completion', shell]);
+      for (const word of ['train', 'resume-from-checkpoint', 'completion', 'check']) expect(stdout).toContain(word);
+    }
+    expect(await fail(['completion', 'tcsh'], 2)).toMatch(/Allowed choices are bash, zsh, fish/);
+  });
+
+  it('has no colours where nobody looks', async () => {
+    const { stdout } = await wrpo(['doctor'], { env: { NO_COLOR: '', CI: 'true' } });
+    expect(stdout).not.toContain('\x1b');
+    const coloured = await wrpo(['doctor'], { env: { NO_COLOR: '', FORCE_COLOR: '1' } });
+    expect(coloured.stdout).toContain('\x1b[32mok');
+  });
+
+  it('prints what a machine reads with --json, and nothing beside it', async () => {
+    const trained = await succeed(train({ max_steps: 1, output_dir: path('json') }, '--json'));
+    expect(JSON.parse(trained.stdout)).toMatchObject({ outputDir: path('json'), globalStep: 1, metrics: { step: 1 } });
+    const ready = await succeed(['setup', '--json']);
+    expect(JSON.parse(ready.stdout)).toMatchObject({ version: '2.13.0', dir: expect.any(String) });
+  });
+
+  it('asks what was meant by a mistyped option, where any key may be one', async () => {
+    const { stderr, status } = await wrpo(['train', '--confg', 'run.yaml']);
+    expect(status).toBe(2);
+    expect(stderr).toContain('(Did you mean --config by --confg?)');
+  });
+
   it.each([
     ['an unknown command', ['trian'], /unknown command 'trian'.*/],
+    ['a sum of no archive', ['setup', '--sha256', 'a'], /'--sha256' has no meaning without '--from'/],
     [
       'an unknown option',
       ['logprobs', '--model', POLICY, '--data', 'x.jsonl', '--bogus', '1'],
@@ -606,10 +668,11 @@ describe('doctor', () => {
   it('finds nothing wrong here, in words and as JSON', async () => {
     const [words, json] = await Promise.all([succeed(['doctor']), succeed(['doctor', '--json'])]);
     const lines = words.stdout.trim().split('\n');
-    for (const line of lines) expect(line).toMatch(/^ok {6}\S/);
+    for (const line of lines) expect(line).toMatch(/^(ok {6}\S| {19}- )/);
     const { ok, checks } = JSON.parse(json.stdout);
     expect(ok).toBe(true);
-    expect(Object.keys(checks)).toEqual(lines.map((line) => line.split(/\s+/)[1]));
+    const named = lines.filter((line) => !line.startsWith(' '));
+    expect(Object.keys(checks)).toEqual(named.map((line) => line.split(/\s+/)[1]));
     for (const name of ['node', 'cpu', 'libtorch', 'core', 'addon', 'openmp', 'threads']) {
       expect(checks[name]).toMatchObject({ ok: true, detail: expect.any(String) });
     }
@@ -621,10 +684,11 @@ describe('doctor', () => {
     expect({ status, stderr }).toEqual({ status: 1, stderr: '' });
     const { ok, checks } = JSON.parse(stdout);
     expect(ok).toBe(false);
-    expect(checks.libtorch).toEqual({
+    expect(checks.libtorch).toMatchObject({
       ok: false,
       detail: expect.stringMatching(/no-libtorch holds no lib\/libtorch_cpu\.so/),
     });
+    expect(checks.libtorch.places[0]).toMatch(/^WRPO_LIBTORCH=.*no-libtorch: not there$/);
     const words = await wrpo(['doctor'], { env: { ...process.env, OMP_WAIT_POLICY: 'active' } });
     expect(words.status).toBe(1);
     expect(words.stdout).toMatch(/^problem threads .*OMP_WAIT_POLICY=active/m);

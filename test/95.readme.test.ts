@@ -1,60 +1,36 @@
 /** The README's example runs as it stands, and what the package's entry promises holds. */
 import { execFileSync, spawnSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { Model } from '../lib/model/model.js';
-import { MODELS, prompts, wrap } from '../miniature/skills.mjs';
-import { trainTokenizer, writeTokenizer } from '../miniature/tokenizer.mjs';
+import { parse } from 'yaml';
+import { resolveEvaluation } from '../lib/evaluate/config.ts';
+import { resolveFusion } from '../lib/fuse/config.ts';
+import { resolveArgs } from '../lib/train/args.ts';
+import { Project } from './project.ts';
+import { MAIN, ROOT } from './training.ts';
 
-const root = fileURLToPath(new URL('..', import.meta.url));
-const readme = readFileSync(join(root, 'README.md'), 'utf8');
+const readme = readFileSync(join(ROOT, 'README.md'), 'utf8');
 const blocks = (language: string) =>
   [...readme.matchAll(new RegExp(`\`\`\`${language}\n([\\s\\S]*?)\`\`\``, 'g'))].map((match) => match[1]!);
 const block = (language: string) => blocks(language)[0]!;
-// Inside the package, so that `import … from 'wrpo'` finds it as an installed one would be found.
-let dir: string;
+let project: Project;
 
 beforeAll(async () => {
-  mkdirSync(join(root, 'runs'), { recursive: true });
-  dir = mkdtempSync(join(root, 'runs', 'readme-'));
-  await writeTokenizer(join(dir, 'models/target-sft'), trainTokenizer(MODELS.target));
-  const model = await Model.create({
-    model_type: 'llama',
-    vocab_size: 159,
-    hidden_size: 32,
-    num_hidden_layers: 2,
-    num_attention_heads: 4,
-    num_key_value_heads: 2,
-    intermediate_size: 48,
-    max_position_embeddings: 96,
-    tie_word_embeddings: true,
-  });
-  await model.save(join(dir, 'models/target-sft'));
-  await model.close();
-  const quadruples = (seed: number, n: number) =>
-    prompts(seed, n, 'po').map(({ prompt, args, gold }) => {
-      const [source_chosen, target_chosen, rejected] = [
-        wrap('itis', gold),
-        wrap('arrow', gold),
-        wrap('arrow', args[0]!),
-      ];
-      return `${JSON.stringify({ prompt, source_chosen, target_chosen, rejected })}\n`;
-    });
-  writeFileSync(join(dir, 'quadruples.jsonl'), quadruples(1, 64).join(''));
-  writeFileSync(join(dir, 'held_out.jsonl'), quadruples(2, 16).join(''));
+  project = await Project.create();
 });
 
-afterAll(() => rmSync(dir, { recursive: true, force: true }));
+afterAll(() => project.remove());
 
 describe('README', () => {
   it('runs the Trainer example', () => {
     writeFileSync(
-      join(dir, 'example.mjs'),
+      project.path('example.mjs'),
       `${block('ts')}\nconsole.log(JSON.stringify({ globalStep, trainingLoss }));\n`,
     );
-    const output = execFileSync(process.execPath, ['example.mjs'], { cwd: dir, encoding: 'utf8' }).trim().split('\n');
+    const output = execFileSync(process.execPath, ['example.mjs'], { cwd: project.dir, encoding: 'utf8' })
+      .trim()
+      .split('\n');
     const { globalStep, trainingLoss } = JSON.parse(output.at(-1)!);
     expect(globalStep).toBe(4);
     expect(trainingLoss).toBeCloseTo(Math.log(2), 3);
@@ -66,8 +42,8 @@ describe('README', () => {
     for (const one of [contests, hinge]) expect(one!.trim().split('\n').length).toBeLessThanOrEqual(15);
     const said =
       'console.log(JSON.stringify([await trainer.train(), await hinged.train()].map((run) => run.trainingLoss)));';
-    writeFileSync(join(dir, 'own.mjs'), `${contests}${hinge}${said}\n`);
-    const output = execFileSync(process.execPath, ['own.mjs'], { cwd: dir, encoding: 'utf8' });
+    writeFileSync(project.path('own.mjs'), `${contests}${hinge}${said}\n`);
+    const output = execFileSync(process.execPath, ['own.mjs'], { cwd: project.dir, encoding: 'utf8' });
     const [mixed, hinged] = JSON.parse(output.trim().split('\n').at(-1)!);
     expect(mixed).toBeCloseTo(Math.log(2), 3); // the first steps are small: the loss of policy = reference
     expect(hinged).toBeCloseTo(1, 3);
@@ -78,21 +54,12 @@ describe('README', () => {
   });
 
   it('shows a run file that runs', () => {
-    writeFileSync(join(dir, 'run.yaml'), block('yaml'));
-    const args = [
-      join(root, 'dist/cli/main.js'),
-      'train',
-      '--config',
-      'run.yaml',
-      '--output_dir',
-      'runs/cli',
-      '--dtype',
-      'float32',
-    ];
-    const run = spawnSync(process.execPath, args, { cwd: dir, encoding: 'utf8' });
+    writeFileSync(project.path('run.yaml'), block('yaml'));
+    const args = [MAIN, 'train', '--config', 'run.yaml', '--output_dir', 'runs/cli', '--dtype', 'float32'];
+    const run = spawnSync(process.execPath, args, { cwd: project.dir, encoding: 'utf8' });
     expect(run.stderr).toContain('done: 4 steps');
     expect(run.status).toBe(0);
-    const logged = readFileSync(join(dir, 'runs/cli/metrics.jsonl'), 'utf8')
+    const logged = readFileSync(project.path('runs/cli/metrics.jsonl'), 'utf8')
       .trim()
       .split('\n')
       .map((line) => JSON.parse(line));
@@ -101,12 +68,56 @@ describe('README', () => {
       expect(documented, `README explains ${name}`).toContain(name);
     }
   });
-});
 
-describe('package entry', () => {
-  it('works with require()', () => {
-    writeFileSync(join(dir, 'required.cjs'), "const { Trainer } = require('wrpo');\nconsole.log(typeof Trainer);\n");
-    const run = spawnSync(process.execPath, ['--no-warnings', 'required.cjs'], { cwd: dir, encoding: 'utf8' });
-    expect(run.stdout.trim()).toBe('function');
+  it('shows how samples are drawn', async () => {
+    const [generation] = blocks('js');
+    project.write('generation.mjs', generation!);
+    const { status, stdout, stderr } = await project.node('generation.mjs');
+    expect(status, stderr).toBe(0);
+    expect(stdout.match(/^(stop|length|eos|end)\b/gm), stdout).toHaveLength(3);
+  });
+
+  it('has no block of another language than the tests know', () => {
+    const languages = [...readme.matchAll(/^```(\w*)\n[\s\S]*?^```$/gm)].map((match) => match[1]!);
+    expect([...new Set(languages)].sort()).toEqual(['js', 'sh', 'ts', 'yaml']);
+    expect(blocks('js')).toHaveLength(1);
+    expect(blocks('ts')).toHaveLength(3);
+  });
+
+  it.each(blocks('yaml'))('shows keys that exist: %#', (text) => {
+    const values = parse(text) as Record<string, unknown>;
+    const where = (...path: PropertyKey[]) => path.join('.');
+    if ('benchmark' in values) expect(resolveEvaluation(values, where)).toHaveProperty('benchmark');
+    else if ('sources' in values) expect(resolveFusion(values, where)).toHaveProperty('sources');
+    else
+      expect(resolveArgs({ output_dir: 'runs/x', ...values })).toHaveProperty(
+        'outputDir',
+        values.output_dir ?? 'runs/x',
+      );
+  });
+
+  const commands = blocks('sh').flatMap((text) =>
+    text
+      .trim()
+      .split('\n')
+      .map((line) => line.replace(/ +#.*/, '')),
+  );
+  const alternatives = commands.flatMap((line) => {
+    const [, before, names, after] = /^(.*?)(\w+(?:\|\w+)+)(.*)$/.exec(line) ?? [];
+    return names === undefined ? [line] : names.split('|').map((name) => `${before}${name}${after}`);
+  });
+  it.each([...new Set(alternatives)])('shows a command that exists: %s', async (line) => {
+    if (line.startsWith('npm ')) {
+      const { scripts } = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8'));
+      return expect(scripts).toHaveProperty([line.replace(/^npm (run )?/, '').split(' ')[0]!]);
+    }
+    // Where a line names a file that is not here, that is what it must say: one sentence, and no word about usage.
+    const { status, stderr } = await project.shell(line);
+    if (status !== 0)
+      expect(stderr).toMatch(
+        /^wrpo: .*(no model in|no such (file|directory)|cannot read|not there|no adapter|holds no|no run)/m,
+      );
+    expect(stderr).not.toMatch(/unknown|unexpected|usage|did you mean/i);
+    expect(status, stderr).toBeLessThan(2);
   });
 });

@@ -1,8 +1,7 @@
 /** The report of `wrpo data check`, for people. */
-import pc from 'picocolors';
 import type { Tokenizer } from '../text/tokenizer.js';
 import type { DataReport, Found, Lengths, Part } from './data-report.js';
-import { writeOut } from './stdout.js';
+import { type Paint, paintOut, writeOut } from './stdout.js';
 
 const BAR = 40;
 // Of a long part, so many tokens at its beginning and its end are shown.
@@ -10,16 +9,13 @@ const SHOWN = 40;
 
 /** Writes to standard output. */
 export async function print(report: DataReport, number: number, tokenizer: Tokenizer | undefined): Promise<void> {
-  const { FORCE_COLOR, NO_COLOR } = process.env;
-  const paint = pc.createColors(Boolean(FORCE_COLOR) || (process.stdout.isTTY === true && !NO_COLOR));
+  const paint = paintOut();
   const lines = [...summary(report, paint), ...histograms(report)];
   if (report.row) lines.push(...(await rowLines(report.row, number, tokenizer, paint)));
   else
     lines.push('', `row ${number} cannot be shown: ${number > report.rows ? `there are ${report.rows}` : 'it is bad'}`);
   await writeOut(`${lines.join('\n')}\n`);
 }
-
-type Paint = ReturnType<typeof pc.createColors>;
 
 function summary(report: DataReport, paint: Paint): string[] {
   const { bad, maxLength, maxPromptLength } = report;

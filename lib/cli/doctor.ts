@@ -2,7 +2,6 @@ import { existsSync, readFileSync, realpathSync } from 'node:fs';
 import { availableParallelism, cpus, release, totalmem } from 'node:os';
 import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import pc from 'picocolors';
 import { readModelConfig } from '../model/config.js';
 import { readAdapterTensors, readModelTensors } from '../model/directory.js';
 import { baseOf, isAdapter, readAdapterConfig } from '../model/lora.js';
@@ -18,6 +17,7 @@ import {
   requireLibtorch,
 } from '../native/load.js';
 import { VERSION } from '../train/run.js';
+import { paintOut } from './stdout.js';
 
 /** One line of the report: what was found, or what is wrong and how to cure it. */
 interface Check {
@@ -72,8 +72,9 @@ export async function doctor(options: { json?: boolean; model?: string }): Promi
     const byName = Object.fromEntries(checks.map(({ name, ...rest }) => [name, rest]));
     process.stdout.write(`${JSON.stringify({ ok, checks: byName }, null, 2)}\n`);
   } else {
+    const paint = paintOut();
     for (const one of checks) {
-      const mark = one.ok ? pc.green('ok     ') : pc.red('problem');
+      const mark = one.ok ? paint.green('ok     ') : paint.red('problem');
       process.stdout.write(`${mark} ${one.name.padEnd(10)} ${one.detail}\n`);
       for (const place of one.places ?? []) process.stdout.write(`${' '.repeat(19)}- ${place}\n`);
     }

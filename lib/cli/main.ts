@@ -1,14 +1,14 @@
 #!/usr/bin/env node
 /** The `wrpo` command. Data goes to files or stdout, words to stderr; exit 0 done, 1 failed, 2 wrong usage. */
-import { Command, CommanderError, InvalidArgumentError } from 'commander';
+import { Argument, Command, CommanderError, InvalidArgumentError } from 'commander';
 import { WrpoError } from '../errors.js';
 import { VERSION } from '../train/run.js';
+import { misspelt, polishHelp } from './help.js';
 
 const program = new Command('wrpo')
   .description('Fuse many large language models into one by weighted-reward preference optimisation.')
   .version(VERSION)
-  .exitOverride()
-  .configureHelp({ showGlobalOptions: true });
+  .exitOverride();
 
 const count = (text: string): number => {
   const value = Number(text);
@@ -27,7 +27,7 @@ const several = (text: string, before: string[] = []): string[] => [...before, t
 const KEYS_AS_OPTIONS = '\nAny key of the run file can be given as an option: --rank 2';
 
 for (const [name, description] of [
-  ['train', 'train a model on preference rows (wrpo, sigmoid; any loss_type of the run file)'],
+  ['train', 'train a model on preference rows, by any loss_type'],
   ['sft', 'fine-tune a model on completions'],
 ]) {
   program
@@ -35,6 +35,7 @@ for (const [name, description] of [
     .description(description!)
     .requiredOption('--config <file>', 'run file (YAML)')
     .option('--resume-from-checkpoint [dir]', 'continue from a checkpoint directory; without one, from the latest')
+    .option('--json', 'print one JSON object when it is done')
     .allowUnknownOption()
     .allowExcessArguments()
     .addHelpText('after', '\nAny key of the run file can be given as an option: --learning_rate 1e-6')
@@ -46,6 +47,7 @@ for (const [name, description] of [
 
 program
   .command('logprobs')
+  .summary('summed response log-probs of every row')
   .description('summed response log-probs of every row, one JSON line each')
   .requiredOption('--model <name>', 'model directory in Hugging Face layout, or a hub id')
   .requiredOption('--data <file>', 'rows: JSONL, Parquet, a directory, or a hub id')
@@ -63,25 +65,23 @@ const drawing = (command: Command): Command =>
   command
     .requiredOption('--model <name>', 'model or adapter directory in Hugging Face layout, or a hub id')
     .option('--temperature <number>', '0 takes the likeliest token', amount, 0.8)
-    .option('--top-p <number>', 'draw from the likeliest tokens that have this share together', amount, 0.95)
+    .option('--top-p <number>', 'draw from the likeliest with this share together', amount, 0.95)
     .option('--top-k <count>', 'draw from so many of the likeliest tokens; 0: from all', amount, 0)
-    .option('--min-p <number>', "draw from tokens of at least this share of the likeliest one's probability", amount, 0)
+    .option('--min-p <number>', 'draw from those at least so likely beside the best', amount, 0)
     .option('--repetition-penalty <number>', 'against tokens that were there before', amount, 1)
     .option('--seed <number>', 'another seed, other samples', amount, 42)
     .option('--dtype <dtype>', 'float32, bfloat16, float64 or auto', 'float32');
 
 drawing(program.command('generate'))
-  .description('samples of prompts, one JSON line a prompt: {prompt_id, prompt, responses, finish_reasons, seeds}')
-  .requiredOption(
-    '--prompts <file>',
-    'rows {prompt}, of text, turns or token ids: JSONL, Parquet, a directory, or a hub id',
-  )
+  .summary('samples of prompts')
+  .description('samples of prompts, a JSON line each: {prompt_id, prompt, responses, finish_reasons, seeds}')
+  .requiredOption('--prompts <file>', 'rows {prompt}: JSONL, Parquet, a directory, or a hub id')
   .option('--split <name>', 'of data that have splits (default: "train")')
   .option('--revision <name>', 'of a data set on the hub: a branch, a tag or a commit')
   .option('--n <count>', 'samples of each prompt', count, 1)
   .option('--max-tokens <count>', 'the longest sample', amount, 512)
   .option('--stop <text>', 'a text that ends a sample; may be given several times', several)
-  .option('--max-sequences <count>', 'sequences continued at a time: more take more memory and less time', count, 64)
+  .option('--max-sequences <count>', 'sequences continued at a time, for speed and memory', count, 64)
   .option('--logprobs', 'the log-prob of each token as well')
   .option('--output <file>', 'where to write; default: standard output')
   .action(async (options) => {
@@ -90,6 +90,7 @@ drawing(program.command('generate'))
   });
 
 drawing(program.command('chat'))
+  .summary('talk to a model')
   .description('talk to a model, a line a turn; Ctrl-C ends an answer, Ctrl-D the conversation')
   .option('--system <text>', 'a system turn before the first')
   .option('--max-tokens <count>', 'the longest answer', amount, 1024)
@@ -100,6 +101,7 @@ drawing(program.command('chat'))
 
 program
   .command('fuse')
+  .summary('a whole fusion, from prompts to models that are compared')
   .description(
     'a whole fusion: sample, score, select, fine-tune, learn preferences, compare; what is done is not done again',
   )
@@ -122,6 +124,7 @@ program
 
 program
   .command('sample')
+  .summary('ask the models of a fusion')
   .description('ask the models of a fusion for answers to its prompts; what is there already is not asked again')
   .requiredOption('--config <file>', 'run file (YAML)')
   .option('--only <names>', 'models, with commas between, or sources or targets')
@@ -140,6 +143,7 @@ program
 
 program
   .command('score')
+  .summary("rewards of responses, or of a fusion's answers")
   .description('rewards of responses: of a file by ArmoRM, one JSON line a row, or of what a fusion sampled')
   .option('--config <file>', "run file (YAML) of a fusion, whose scorers score its models' answers")
   .option('--only <names>', 'models, with commas between, or sources or targets')
@@ -178,6 +182,7 @@ program
 
 program
   .command('select')
+  .summary('rows to train on, out of a fusion')
   .description('rows to train on, out of what a fusion sampled and scored: train, test and sft files')
   .requiredOption('--config <file>', 'run file (YAML)')
   .option('--dry-run', 'say what would be selected, and write nothing')
@@ -192,6 +197,7 @@ program
 
 program
   .command('evaluate')
+  .summary('alpaca_eval, arena_hard, mt_bench, open_llm_leaderboard')
   .description(
     'measure a model: alpaca_eval, arena_hard, mt_bench, open_llm_leaderboard; what is judged is not asked again',
   )
@@ -209,6 +215,7 @@ program
 
 program
   .command('tables')
+  .summary("the paper's tables over finished runs")
   .description("the paper's tables and figures over finished runs, evaluations and fusions, as text")
   .argument('<dir...>', 'directories of runs; evaluations below a run belong to it')
   .option('--csv <dir>', 'write a CSV file a table as well')
@@ -254,13 +261,7 @@ program
   .option('--json', 'print one JSON object')
   .allowUnknownOption()
   .allowExcessArguments()
-  .addHelpText(
-    'after',
-    `
-Any key of a run file can be given as an option, as to train: --loss_type, --max_length, --template_mode, --packing …
-
-Example: wrpo data check quadruples.jsonl --model models/target-sft --max_length 1024 --row 3`,
-  )
+  .addHelpText('after', '\nAny key of a run file can be given as an option: --loss_type sft')
   .action(async (_, options, command: Command) => {
     const { checkData } = await import('./data.js');
     if (!(await checkData(options, command.args))) process.exitCode = 1;
@@ -268,6 +269,7 @@ Example: wrpo data check quadruples.jsonl --model models/target-sft --max_length
 
 program
   .command('plan')
+  .summary('what full training would need of a GPU')
   .description('what full training of a model would need of one GPU, from its config.json alone')
   .requiredOption('--model <dir>', 'model directory in Hugging Face layout, or its config.json')
   .requiredOption('--gpu <name>', 'H200, H100, A100, A800; of another its usable memory as well')
@@ -282,11 +284,13 @@ program
 
 program
   .command('setup')
+  .summary('fetch libtorch')
   .description('fetch libtorch into the per-user cache')
   .option('--cpu', 'the CPU build (default)')
   .option('--cuda', 'the CUDA build')
   .option('--from <archive>', 'a torch wheel or libtorch archive: a file, or an address; a broken download goes on')
   .option('--sha256 <sum>', 'what the archive must hash to')
+  .option('--json', 'print one JSON object')
   .action(async (options, command: Command) => {
     if (options.sha256 !== undefined && options.from === undefined)
       command.error("error: option '--sha256' has no meaning without '--from'");
@@ -296,6 +300,7 @@ program
 
 program
   .command('doctor')
+  .summary('check the installation, or a model directory')
   .description('check the installation, or what is recognised of a model')
   .option('--json', 'print one JSON object')
   .option('--model <dir>', 'a model directory to look at')
@@ -304,10 +309,25 @@ program
     if (!(await doctor(options))) process.exitCode = 1;
   });
 
+program
+  .command('completion')
+  .summary('a script that completes commands and options in a shell')
+  .description(
+    'a script that completes commands and options in a shell, to be put where that looks for one, or sourced',
+  )
+  .addArgument(new Argument('<shell>').choices(['bash', 'zsh', 'fish']))
+  .action(async (shell) => {
+    const { completion } = await import('./completion.js');
+    process.stdout.write(completion(shell, program));
+  });
+
+polishHelp(program);
 try {
   await program.parseAsync();
 } catch (error) {
   if (error instanceof CommanderError) {
+    const hint = misspelt(error, process.argv.slice(2));
+    if (hint !== undefined) process.stderr.write(`${hint}\n`);
     process.exitCode = error.exitCode === 0 ? 0 : 2;
   } else if (error instanceof WrpoError) {
     process.stderr.write(`wrpo: ${error.message}\n`);

@@ -1,5 +1,6 @@
 import { WrpoError } from '../errors.js';
 import { fetchLibtorch, libtorchCache, provideLibtorch, verifyLibtorch } from '../native/libtorch.js';
+import { writeOut } from './stdout.js';
 
 const HOW = {
   WRPO_LIBTORCH: ', which WRPO_LIBTORCH names',
@@ -14,6 +15,7 @@ export interface SetupOptions {
   /** An archive to take libtorch from: a file, or an http(s) address. */
   from?: string;
   sha256?: string;
+  json?: boolean;
 }
 
 /** `wrpo setup`: makes sure that an intact libtorch is there, fetching it if need be, and says where it is. */
@@ -28,6 +30,7 @@ export async function setup(options: SetupOptions): Promise<void> {
   if (options.from !== undefined) await takeArchive(options.from, options.sha256, log);
   const { dir, version, variant, origin } = await provideLibtorch({ log });
   log(`libtorch ${version} (${variant}) is ready in ${dir}${HOW[origin]}.`);
+  if (options.json) await writeOut(`${JSON.stringify({ version, variant, dir, origin })}\n`);
 }
 
 /** Fills the cache from an archive, unless it is filled and intact: other projects use it. */

@@ -1,6 +1,15 @@
 /** Where commands write data: standard output, or a file of theirs. */
 import { closeSync, fsyncSync, openSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import pc from 'picocolors';
 import { writeError } from '../data/files.js';
+
+export type Paint = ReturnType<typeof pc.createColors>;
+
+/** Colours, if standard output is a terminal or FORCE_COLOR asks for them, unless NO_COLOR forbids. */
+export function paintOut(): Paint {
+  const { FORCE_COLOR, NO_COLOR } = process.env;
+  return pc.createColors(Boolean(FORCE_COLOR) || (process.stdout.isTTY === true && !NO_COLOR));
+}
 
 /** Writes to standard output and waits for it; a reader that went away is an error (EPIPE), not a crash. */
 export function writeOut(text: string): Promise<void> {

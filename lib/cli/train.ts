@@ -10,10 +10,12 @@ import { trainSplit } from '../train/prepare.js';
 import { Trainer } from '../train/trainer.js';
 import { parseOverrides, readRun } from './run-file.js';
 import { say } from './say.js';
+import { writeOut } from './stdout.js';
 
 interface Options {
   config: string;
   resumeFromCheckpoint?: string | true;
+  json?: boolean;
 }
 
 export async function train(command: 'train' | 'sft', options: Options, rest: string[]): Promise<void> {
@@ -39,10 +41,12 @@ export async function train(command: 'train' | 'sft', options: Options, rest: st
   });
   const controller = new AbortController();
   try {
-    const { globalStep, trainingLoss } = await withStops(controller, () =>
+    const result = await withStops(controller, () =>
       trainer.train({ resumeFromCheckpoint: options.resumeFromCheckpoint, signal: controller.signal }),
     );
-    say(`done: ${globalStep} steps, loss ${trainingLoss.toFixed(4)}; model and metrics in ${args.outputDir}`);
+    const { outputDir } = args;
+    say(`done: ${result.globalStep} steps, loss ${result.trainingLoss.toFixed(4)}; model and metrics in ${outputDir}`);
+    if (options.json) await writeOut(`${JSON.stringify({ outputDir, ...result })}\n`);
   } catch (error) {
     if (error !== controller.signal.reason) throw error;
     const kept = checkpoint ? `${checkpoint} holds the run so far` : `what is in ${args.outputDir} is kept`;

@@ -1,0 +1,76 @@
+/** A user's directory, in which the documentation's blocks and the examples run: a tiny model, rows, `wrpo` on the PATH. */
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { delimiter, join } from 'node:path';
+import { Model } from '../lib/model/model.ts';
+import { MODELS, prompts, wrap } from '../miniature/skills.mjs';
+import { trainTokenizer, writeTokenizer } from '../miniature/tokenizer.mjs';
+import { Child, type Finished, MAIN, ROOT } from './training.ts';
+
+export class Project {
+  readonly dir: string;
+
+  private constructor() {
+    // Inside the package, so that `import … from 'wrpo'` finds it as an installed one would be found.
+    mkdirSync(join(ROOT, 'runs'), { recursive: true });
+    this.dir = mkdtempSync(join(ROOT, 'runs', 'project-'));
+  }
+
+  static async create(): Promise<Project> {
+    const project = new Project();
+    const target = project.path('models/target-sft');
+    await writeTokenizer(target, trainTokenizer(MODELS.target));
+    const model = await Model.create({
+      model_type: 'llama',
+      vocab_size: 159,
+      hidden_size: 32,
+      num_hidden_layers: 2,
+      num_attention_heads: 4,
+      num_key_value_heads: 2,
+      intermediate_size: 48,
+      max_position_embeddings: 96,
+      tie_word_embeddings: true,
+    });
+    await model.save(target);
+    await model.close();
+    project.write('quadruples.jsonl', quadruples(1, 64));
+    project.write('held_out.jsonl', quadruples(2, 16));
+    // What `npm install wrpo` brings: the command, by itself and through npx.
+    const command = `#!/bin/sh\nexec ${process.execPath} ${MAIN} "$@"\n`;
+    project.write('bin/wrpo', command, 0o755);
+    project.write('bin/npx', '#!/bin/sh\nexec "$@"\n', 0o755);
+    project.write('bin/npm', '#!/bin/sh\nexit 0\n', 0o755);
+    return project;
+  }
+
+  path(...parts: string[]): string {
+    return join(this.dir, ...parts);
+  }
+
+  write(name: string, text: string, mode?: number): void {
+    mkdirSync(join(this.path(name), '..'), { recursive: true });
+    writeFileSync(this.path(name), text, { mode });
+  }
+
+  node(...args: string[]): Promise<Finished> {
+    return new Child(args, { cwd: this.dir }).done;
+  }
+
+  /** Lines of a shell, of which the first that fails is the last. */
+  shell(lines: string): Promise<Finished> {
+    const script = `const { status } = require('node:child_process').spawnSync('sh', ['-e', '-c', process.argv[1]], { stdio: 'inherit' });\nprocess.exitCode = status ?? 1;`;
+    const env = { PATH: `${this.path('bin')}${delimiter}${process.env.PATH}` };
+    return new Child(['-e', script, lines], { cwd: this.dir, env }).done;
+  }
+
+  remove(): void {
+    rmSync(this.dir, { recursive: true, force: true });
+  }
+}
+
+function quadruples(seed: number, n: number): string {
+  const rows = prompts(seed, n, 'po').map(({ prompt, args, gold }) => {
+    const [source_chosen, target_chosen, rejected] = [wrap('itis', gold), wrap('arrow', gold), wrap('arrow', args[0]!)];
+    return `${JSON.stringify({ prompt, source_chosen, target_chosen, rejected })}\n`;
+  });
+  return rows.join('');
+}
