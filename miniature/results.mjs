@@ -133,7 +133,7 @@ export function writeResults(directory, summary) {
 /** What the report says beside the fusion of the first seed. */
 export function sectionsOf({ rows, differences, seeds }, prompts) {
   const errors = seeds.length > 1 ? `over the seeds ${seeds.join(', ')}` : `over prompts (one seed, ${seeds[0]})`;
-  const of = ({ head, body }) => ({ columns: head, rows: body });
+  const of = ({ head, body }) => ({ head, rows: body });
   return [
     {
       title: 'Table 2 in miniature',

@@ -75,7 +75,7 @@ async function main({ full, output, count, test }) {
   writeResults(output, summary);
   const page = join(output, 'report.html');
   await writeReport(join(output, `seed-${seeds[0]}`), {
-    ...{ output: page, title: 'WRPO in miniature', sections: sectionsOf(summary, test.length) },
+    ...{ file: page, sections: sectionsOf(summary, test.length) },
   });
   const errors = seeds.length > 1 ? `over ${seeds.length} seeds` : 'over prompts (one seed)';
   say(`\nOn ${test.length} held-out prompts, greedy; mean ± standard error ${errors}:\n`);

@@ -374,6 +374,25 @@ describe('one sentence for what is wrong', () => {
     await broken.close();
   });
 
+  it('a single logit that is no number, of the likeliest token too', async () => {
+    const broken = await tinyModel({ tie_word_embeddings: false });
+    const head = broken.parameters({ master: true }).get('lm_head.weight')!;
+    const width = head.shape[1]!;
+    for (const token of [3, 60]) {
+      // One in the middle of a vector, one in the remainder.
+      const row = (head.view() as Float32Array).subarray(token * width, (token + 1) * width);
+      const before = row.slice();
+      row.fill(Number.NaN);
+      await broken.syncWork();
+      for (const temperature of [0, 1]) {
+        const act = () => samplesOf(broken, [{ ids: [1, 2], seeds: [0] }], { temperature, maxTokens: 1 });
+        await expectSentence(act, 'ERR_NON_FINITE', 'logits are no numbers');
+      }
+      row.set(before);
+    }
+    await broken.close();
+  });
+
   it('a reward model', async () => {
     const reward = await Model.load(join(FIXTURES, 'armorm', 'tiny'));
     await expectSentence(() => reward.generator(), 'ERR_MODEL', 'reward model');

@@ -236,16 +236,6 @@ program
   });
 
 program
-  .command('watch')
-  .description('serve the report of a run that goes on, on this machine alone; its curves follow')
-  .argument('<dir>', 'directory of a training run or of a fusion')
-  .option('--port <number>', '0: any that is free', amount, 0)
-  .action(async (directory, options) => {
-    const { watch } = await import('./report.js');
-    await watch(directory, options);
-  });
-
-program
   .command('merge')
   .description('a LoRA adapter and its base as one model')
   .requiredOption('--model <dir>', 'adapter directory (adapter_config.json, adapter_model.safetensors)')

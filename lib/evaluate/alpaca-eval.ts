@@ -121,10 +121,14 @@ export function parsePreference(top: readonly { token: string; logprob: number }
   return first + second > 0 ? 2 - first / (first + second) : null;
 }
 
+/** Up to rounding, log-probs are negative. */
+const isTop = (top: unknown): top is { token: string; logprob: number }[] =>
+  Array.isArray(top) && top.every((one) => typeof one?.token === 'string' && one.logprob < 1);
+
 /** For `judge`. A choice without log-probs is no answer. */
 export const readPreference = readOnce((choice: Choice) => {
-  const top = choice.logprobs?.content?.[0]?.top_logprobs;
-  return top && { verdict: parsePreference(top) };
+  const top: unknown = choice.logprobs?.content?.[0]?.top_logprobs;
+  return isTop(top) ? { verdict: parsePreference(top) } : undefined;
 }, 'log-probs (logprobs.content[0].top_logprobs)');
 
 /** A pair with what the judge said of it. */

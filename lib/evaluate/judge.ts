@@ -6,7 +6,7 @@ import { createHash } from 'node:crypto';
 import type { Message } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
 import { inParallel } from '../fuse/parallel.js';
-import { Malformed, RequestFailed, Server, type ServerOptions } from '../fuse/requests.js';
+import { Malformed, RequestFailed, Server, type ServerOptions, type Usage, usageOf } from '../fuse/requests.js';
 import { Shard, type ShardRow } from '../fuse/shard.js';
 
 /** A question, by what it is about: no two have the same id. */
@@ -38,8 +38,11 @@ export const readOnce = <V>(read: (choice: Choice) => Reading<V> | undefined, ne
   needs,
 });
 
-/** The text of a completion, if it has one. */
-export const textOf = (choice: Choice): string | undefined => choice.message?.content ?? undefined;
+/** The text of a completion, if it has one: its shape is what a server made of it. */
+export function textOf(choice: Choice): string | undefined {
+  const content: unknown = choice.message?.content;
+  return typeof content === 'string' ? content : undefined;
+}
 
 /** A line of the file of judgments. */
 export interface JudgedRow<V> extends ShardRow {
@@ -53,11 +56,6 @@ export interface JudgedRow<V> extends ShardRow {
   usage: Usage;
   dollars?: number;
   seconds: number;
-}
-
-interface Usage {
-  prompt_tokens: number;
-  completion_tokens: number;
 }
 
 export interface Prices {
@@ -230,9 +228,10 @@ function interviewer<V>({ judge: server, reader, settings, promptHash }: JudgeOp
         ([, value]) => value !== null,
       );
       const read = (answer: unknown): Reading<V> => {
-        const { choices, usage: used } = (answer ?? {}) as { choices?: Choice[]; usage?: Partial<Usage> };
-        usage.prompt_tokens += used?.prompt_tokens ?? 0;
-        usage.completion_tokens += used?.completion_tokens ?? 0;
+        const { choices } = (answer ?? {}) as { choices?: Choice[] };
+        const used = usageOf(answer);
+        usage.prompt_tokens += used.prompt_tokens;
+        usage.completion_tokens += used.completion_tokens;
         const choice = choices?.[0];
         if (!choice) throw new Malformed('the answer has no choices');
         const found = reader.read([...completions, choice], question);

@@ -1,6 +1,6 @@
 /** Models behind an OpenAI-compatible server: vLLM, SGLang, llama.cpp, hosted ones. */
 import type { Message } from '../data/preferences.js';
-import { isAboutRoles, Malformed, Refused, RequestFailed, Server, type ServerOptions } from './requests.js';
+import { isAboutRoles, Malformed, Refused, RequestFailed, Server, type ServerOptions, usageOf } from './requests.js';
 import type { Answer, Sampler } from './sample.js';
 import type { Sample } from './store.js';
 
@@ -68,19 +68,19 @@ export function foldSystem(messages: readonly Message[]): Message[] {
 }
 
 interface ChatAnswer {
-  choices?: { message?: { content?: unknown }; finish_reason?: string | null }[];
-  usage?: { prompt_tokens?: number; completion_tokens?: number };
+  choices?: { message?: { content?: unknown }; finish_reason?: unknown }[];
 }
 
 function readCompletions(answer: unknown, seed: number): Completions {
-  const { choices, usage } = (answer ?? {}) as ChatAnswer;
+  const { choices } = (answer ?? {}) as ChatAnswer;
   if (!Array.isArray(choices) || choices.length === 0) throw new Malformed('the answer has no choices');
   const samples = choices.map((choice): Sample => {
     const text = choice?.message?.content;
     if (typeof text !== 'string') throw new Malformed('a choice of the answer has no text');
-    return { text, finish_reason: choice.finish_reason ?? 'unknown', seed };
+    const { finish_reason: reason } = choice;
+    return { text, finish_reason: typeof reason === 'string' ? reason : 'unknown', seed };
   });
-  const { prompt_tokens: promptTokens = 0, completion_tokens: completionTokens = 0 } = usage ?? {};
+  const { prompt_tokens: promptTokens, completion_tokens: completionTokens } = usageOf(answer);
   return { samples, promptTokens, completionTokens };
 }
 

@@ -50,20 +50,25 @@ export async function httpScorer(options: HttpScorerOptions): Promise<Scorer> {
 }
 
 interface PoolingAnswer {
-  data?: { index?: number; data?: unknown; probs?: unknown }[];
+  data?: ({ index?: unknown; data?: unknown; probs?: unknown } | null)[];
 }
 
 function readScores(answer: unknown, count: number, output: number): number[] {
   const { data } = (answer ?? {}) as PoolingAnswer;
   if (!Array.isArray(data) || data.length !== count) throw new Malformed(`the answer has not ${count} results`);
-  const scores = new Array<number>(count);
-  for (const [i, { index = i, data: pooled, probs }] of data.entries()) {
+  const scores = new Map<unknown, number>();
+  for (const [i, result] of data.entries()) {
+    const { index, data: pooled, probs } = result ?? {};
     let values: unknown = probs ?? pooled;
     while (Array.isArray(values) && Array.isArray(values[0])) values = values.at(-1);
     const score = Array.isArray(values) ? values[output] : undefined;
     if (typeof score !== 'number' && score !== null)
       throw new Malformed(`result ${i + 1} of the answer has no number ${output + 1}`);
-    scores[index] = score ?? Number.NaN; // no JSON, but Python's writer writes it
+    scores.set(index ?? i, score ?? Number.NaN); // no JSON, but Python's writer writes it
   }
-  return scores;
+  return Array.from({ length: count }, (_, index) => {
+    const score = scores.get(index);
+    if (score === undefined) throw new Malformed(`the answer has no result with the index ${index}`);
+    return score;
+  });
 }

@@ -38,6 +38,19 @@ export class Refused extends RequestFailed {
   }
 }
 
+/** Tokens that an answer took. */
+export interface Usage {
+  prompt_tokens: number;
+  completion_tokens: number;
+}
+
+/** What an answer says of its tokens; what is no count of them is none. */
+export function usageOf(answer: unknown): Usage {
+  const { usage } = (answer ?? {}) as { usage?: Record<string, unknown> | null };
+  const count = (value: unknown) => (typeof value === 'number' && value >= 0 && value <= 1e9 ? Math.trunc(value) : 0);
+  return { prompt_tokens: count(usage?.prompt_tokens), completion_tokens: count(usage?.completion_tokens) };
+}
+
 const LONGEST_DELAY = 60;
 const LONGEST_WAIT = 3600;
 

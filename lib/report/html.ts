@@ -1,27 +1,69 @@
-/** HTML in which every text is escaped unless it is HTML already. */
+/** HTML in which every value is escaped, unless it is HTML already. */
 
 export class Html {
   constructor(readonly text: string) {}
-  toString(): string {
-    return this.text;
-  }
 }
 
-type Value = string | number | Html | undefined | false | readonly Value[];
+export type Part = Html | string | number | false | undefined | readonly Part[];
 
-const ENTITIES: Record<string, string> = { '&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;', "'": '&#39;' };
+/** A template whose values are escaped; lists are joined, `undefined` and `false` are nothing. */
+export const html = (strings: TemplateStringsArray, ...values: Part[]): Html =>
+  new Html(strings.reduce((text, string, i) => text + textOf(values[i - 1]) + string));
 
-function render(value: Value): string {
-  if (value === undefined || value === false) return '';
-  if (Array.isArray(value)) return value.map(render).join('');
-  if (value instanceof Html) return value.text;
-  return String(value).replace(/[&<>"']/g, (char) => ENTITIES[char]!);
+function textOf(part: Part): string {
+  if (part === undefined || part === false) return '';
+  if (part instanceof Html) return part.text;
+  if (typeof part === 'object') return part.map(textOf).join('');
+  return escaped(String(part));
 }
 
-/** A template: what stands in it is HTML, what is put into it is text. */
-export function html(parts: TemplateStringsArray, ...values: Value[]): Html {
-  return new Html(parts.map((part, i) => (i === 0 ? part : render(values[i - 1]) + part)).join(''));
+/** For text and for quoted attributes. Control characters that no HTML may hold become visible. */
+const escaped = (text: string): string =>
+  text
+    // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for
+    .replace(/[\0-\x08\x0b\x0c\x0e-\x1f]/g, (char) => String.fromCodePoint(0x2400 + char.charCodeAt(0)))
+    .replace(/[&<>"']/g, (char) => `&#${char.charCodeAt(0)};`);
+
+/** JSON that can stand in a script element: nothing in it ends the element or begins another. */
+export const jsonForScript = (value: unknown): Html =>
+  new Html(
+    JSON.stringify(value).replace(
+      /[<>&\u2028\u2029]/g,
+      (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, '0')}`,
+    ),
+  );
+
+export interface Cell {
+  value: Part;
+  /** Drawn beside the value: from 0 to 1, where it lies on the column's scale, and how far its error reaches. */
+  mark?: { at: number; low?: number; high?: number; isBar?: boolean };
 }
 
-/** Data for a script, in which nothing can end the element. */
-export const json = (value: unknown): Html => new Html(JSON.stringify(value).replaceAll('<', '\\u003c'));
+/** A table; columns whose name is given as a list hold numbers and stand to the right. */
+export function table(head: readonly (string | [string])[], rows: readonly (readonly (Cell | Part)[])[]): Html {
+  const isNumber = head.map((name) => typeof name !== 'string');
+  const titles = head.map((name, i) => html`<th scope="col"${isNumber[i] && NUMBER}>${name}</th>`);
+  const body = rows.map((cells) => {
+    const [first, ...rest] = cells.map((cell) => (isCell(cell) ? cell : { value: cell }));
+    const others = rest.map(({ value, mark }, i) =>
+      mark
+        ? html`<td class="n marked">${value}${markOf(mark)}</td>`
+        : html`<td${isNumber[i + 1] && NUMBER}>${value}</td>`,
+    );
+    return html`<tr><th scope="row">${first!.value}</th>${others}</tr>\n`;
+  });
+  return html`<div class="wide"><table><thead><tr>${titles}</tr></thead><tbody>\n${body}</tbody></table></div>\n`;
+}
+
+const NUMBER = new Html(' class="n"');
+const isCell = (cell: Cell | Part): cell is Cell =>
+  typeof cell === 'object' && !(cell instanceof Html) && !Array.isArray(cell);
+
+function markOf({ at, low, high, isBar }: NonNullable<Cell['mark']>): Html {
+  const x = (share: number) => (2 + 96 * Math.min(1, Math.max(0, share))).toFixed(1);
+  const reach = low !== undefined && high !== undefined && html`<path d="M${x(low)} 5H${x(high)}"/>`;
+  const shape = isBar
+    ? html`<rect x="2" y="2" width="${(96 * at).toFixed(1)}" height="6"/>`
+    : html`${reach}<circle cx="${x(at)}" cy="5" r="2.5"/>`;
+  return html`<svg class="mark" viewBox="0 0 100 10" aria-hidden="true"><path class="rule" d="M2 5H98"/>${shape}</svg>`;
+}

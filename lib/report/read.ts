@@ -1,102 +1,174 @@
-/** What a directory of a training run or of a fusion has to tell, as data; what is not there is left out. */
-import { existsSync, readdirSync, readFileSync } from 'node:fs';
+/** What a directory holds that a report can tell: a training run, or a fusion with its runs. */
+import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import { basename, join, resolve } from 'node:path';
 import { parse } from 'yaml';
-import { type Content, type Role, readPreferences } from '../data/preferences.js';
+import { readJsonl } from '../data/jsonl.js';
+import { type Content, toPreferenceRow } from '../data/preferences.js';
 import { fault } from '../data/rows.js';
 import { readSource } from '../data/source.js';
-import { readRun, type Table, tablesOf } from '../evaluate/tables.js';
-import { type ComparisonRow, readComparison } from '../fuse/comparison.js';
-import { linesOf } from '../fuse/lines.js';
+import type { WrpoError } from '../errors.js';
+import type { ComparisonRow } from '../fuse/comparison.js';
+import type { Selection } from '../fuse/quadruples.js';
 import type { StageRecord } from '../fuse/stages.js';
 import type { Metrics } from '../train/metrics.js';
 
-/** A training run's log. */
-export interface RunCurves {
+export interface TrainingRun {
   name: string;
-  lossType: string;
-  /** Lines of the training itself, and of evaluations. */
-  lines: Metrics[];
-  evaluations: Metrics[];
-}
-
-/** What the quadruples are like. */
-export interface Quadruples {
-  count: number;
-  /** Mean scores, where they are known, and mean lengths in characters (of token ids: in tokens). */
-  roles: { role: Role; score?: number; length: number }[];
-  unit: 'characters' | 'tokens';
-  /** Differences of scores, row by row. */
-  gaps: { name: string; values: number[] }[];
-}
-
-/** Mean log-probs of a token, of each response of each role. */
-export interface Likelihood {
-  model: string;
-  roles: { role: Role; values: number[] }[];
-}
-
-/** A held-out prompt with what the models answered. */
-export interface Example {
-  prompt: string;
-  answers: { model: string; text: string; reward?: number }[];
-}
-
-export interface ReportData {
   directory: string;
-  name: string;
-  isFusion: boolean;
-  runs: RunCurves[];
-  results: ComparisonRow[];
-  scorer?: string;
-  /** Percentages of the prompts whose y_ws is a source's. */
-  shares: { source: string; share: number }[];
-  selection?: { rows: Record<string, number>; dropped: Record<string, number> };
-  quadruples?: Quadruples;
-  likelihoods: Likelihood[];
-  examples: Example[];
-  stages: StageRecord[];
-  tables: Table[];
+  /** `config.yaml`, with its keys as they are there. */
+  config: Record<string, unknown>;
+  /** The lines of `metrics.jsonl`. */
+  lines: Metrics[];
+  /** Steps that it was to take, once that is written. */
+  maxSteps?: number;
+  /** Whether its model is there. */
+  isFinished: boolean;
 }
 
-const MOST_EXAMPLES = 12;
-const MOST_ROWS = 20_000;
-const ROLES: readonly Role[] = ['source_chosen', 'target_chosen', 'rejected', 'source_rejected'];
+export const QUADRUPLE_ROLES = ['source_chosen', 'target_chosen', 'rejected'] as const;
+export type QuadrupleRole = (typeof QUADRUPLE_ROLES)[number];
 
-/** Throws ERR_DATA when the directory is no run's and no fusion's, or something in it is damaged (named). */
-export async function readReport(directory: string): Promise<ReportData> {
-  const at = (...parts: string[]) => join(directory, ...parts);
-  const isFusion = existsSync(at('stages'));
-  const runs = isFusion
-    ? [...curvesOf(at('sft'), 'sft'), ...below(at('train')).flatMap((name) => curvesOf(at('train', name), name))]
-    : curvesOf(directory, basename(resolve(directory)));
-  if (!isFusion && runs.length === 0) {
-    throw fault(directory, 'is no run and no fusion: there is no metrics.jsonl and no stages');
+/** A number for each response of a quadruple. */
+export type OfRoles = Record<QuadrupleRole, number>;
+
+export interface Quadruple {
+  scores: OfRoles;
+  /** In characters. */
+  lengths: OfRoles;
+}
+
+/** Sums of log-probs of a quadruple's responses under a model, and their numbers of tokens. */
+export interface LogProbRow extends OfRoles {
+  model: string;
+  lengths: OfRoles;
+}
+
+export interface AnsweredPrompt {
+  prompt: Content;
+  answers: Record<string, { text: string; reward: number | null }>;
+}
+
+export interface Fusion {
+  /** In the order in which they were begun. */
+  stages: StageRecord[];
+  selection?: Selection;
+  quadruples: Quadruple[];
+  results?: { scorer?: string; rows: ComparisonRow[] };
+  answers: AnsweredPrompt[];
+  logProbs: LogProbRow[];
+}
+
+export interface Directory {
+  path: string;
+  name: string;
+  /** The run that the directory is, or those of its fusion that learn preferences. */
+  runs: TrainingRun[];
+  /** Target-SFT of a fusion. */
+  tuning?: TrainingRun;
+  fusion?: Fusion;
+}
+
+/** More would not show in a histogram. */
+const MOST_QUADRUPLES = 10_000;
+
+/** Throws ERR_DATA when there is neither a run nor a fusion, or when a file is damaged. */
+export async function readDirectory(path: string): Promise<Directory> {
+  const name = basename(resolve(path));
+  if (!existsSync(path)) throw fault(path, 'no such directory');
+  if (!statSync(path).isDirectory())
+    throw fault(path, 'is a file: a report is made of the directory of a run or a fusion');
+  if (existsSync(join(path, 'metrics.jsonl'))) return { path, name, runs: [await readRun(path, name)] };
+  if (!existsSync(join(path, 'stages'))) {
+    throw fault(path, 'holds no metrics.jsonl of a training run and no stages of a fusion');
   }
-  const comparison = existsSync(at('evaluation', 'results.json')) ? readComparison(at('evaluation')) : [];
-  const selection =
-    readSelection(at('selected', 'selection.yaml')) ?? readSelection(at('selected-sft', 'selection.yaml'));
+  const stages = readStages(join(path, 'stages'));
+  const order = (run: string) => stages.findIndex(({ stage }) => stage === `train/${run}`) >>> 0; // what is not done is last
+  const names = directoriesIn(join(path, 'train')).sort((a, b) => order(a) - order(b));
+  const runs = names.filter((run) => existsSync(join(path, 'train', run, 'metrics.jsonl')));
+  const tuning = join(path, 'sft');
+  const selection = join(path, 'selected', 'selection.yaml');
+  const results = join(path, 'evaluation', 'results.json');
   return {
-    ...{ directory, name: basename(resolve(directory)), isFusion, runs, results: comparison },
-    scorer: comparison.length > 0 ? read(at('evaluation', 'results.json')).scorer : undefined,
-    shares: Object.entries(selection?.shares ?? {}).map(([source, share]) => ({ source, share })),
-    selection: selection && { rows: selection.rows, dropped: selection.dropped },
-    quadruples: await readQuadruples(at('selected'), selection?.scores ?? {}),
-    likelihoods: readLikelihoods(at('evaluation', 'logps.jsonl')),
-    examples: readExamples(at('evaluation', 'answers.jsonl')),
-    stages: below(at('stages'))
-      .filter((name) => name.endsWith('.json') && name !== 'hashes.json')
-      .map((name) => read(at('stages', name)) as StageRecord)
-      .sort((a, b) => (a.started < b.started ? -1 : 1)),
-    tables: benchmarksOf(directory, isFusion),
+    ...{ path, name },
+    runs: await Promise.all(runs.map((run) => readRun(join(path, 'train', run), run))),
+    ...(existsSync(join(tuning, 'metrics.jsonl')) && { tuning: await readRun(tuning, 'target-sft') }),
+    fusion: {
+      stages,
+      ...(existsSync(selection) && { selection: (readYaml(selection) as { selection: Selection }).selection }),
+      quadruples: await readQuadruples(join(path, 'selected')),
+      ...(existsSync(results) && { results: readYaml(results) as Fusion['results'] }),
+      answers: await readLines<AnsweredPrompt>(join(path, 'evaluation', 'answers.jsonl')),
+      logProbs: await readLines<LogProbRow>(join(path, 'evaluation', 'logps.jsonl')),
+    },
   };
 }
 
-const below = (directory: string): string[] => (existsSync(directory) ? readdirSync(directory).sort() : []);
+async function readRun(directory: string, name: string): Promise<TrainingRun> {
+  const config = join(directory, 'config.yaml');
+  const state = join(directory, 'trainer_state.json');
+  const lines = await readLines<Metrics>(join(directory, 'metrics.jsonl'));
+  return {
+    ...{ name, directory, lines },
+    config: existsSync(config) ? (readYaml(config) as Record<string, unknown>) : {},
+    ...(existsSync(state) && { maxSteps: (readYaml(state) as { max_steps?: number }).max_steps }),
+    isFinished: existsSync(state),
+  };
+}
 
-/** Of JSON or YAML. */
-// biome-ignore lint/suspicious/noExplicitAny: each caller knows what it reads
-function read(path: string): any {
+function readStages(directory: string): StageRecord[] {
+  const files = readdirSync(directory).filter((file) => file.endsWith('.json') && file !== 'hashes.json');
+  const records = files.map((file) => readYaml(join(directory, file)) as StageRecord);
+  return records.sort((a, b) => a.started.localeCompare(b.started));
+}
+
+/** The first rows that preferences are learnt from; none before they are selected. */
+async function readQuadruples(directory: string): Promise<Quadruple[]> {
+  const file = ['train.jsonl', 'train.parquet'].map((name) => join(directory, name)).find(existsSync);
+  const quadruples: Quadruple[] = [];
+  if (file === undefined) return quadruples;
+  const onFault = (error: WrpoError) => {
+    throw error;
+  };
+  for await (const { value, where } of readSource(file, { onFault }, (columns) => columns)) {
+    if (quadruples.length === MOST_QUADRUPLES) break;
+    const { responses } = toPreferenceRow(value, where);
+    const { meta } = value as { meta?: OfRoles };
+    if (!meta) return [];
+    const ofRoles = (of: (role: QuadrupleRole) => number) =>
+      Object.fromEntries(QUADRUPLE_ROLES.map((role) => [role, of(role)])) as OfRoles;
+    quadruples.push({
+      scores: ofRoles((role) => meta[role]),
+      lengths: ofRoles((role) => [...wordsOf(responses[role] ?? '')].length),
+    });
+  }
+  return quadruples;
+}
+
+/** The text of a prompt or response. */
+export const wordsOf = (content: Content): string =>
+  typeof content === 'string'
+    ? content
+    : content
+        .map((one) => (typeof one === 'number' ? one : one.content))
+        .join(typeof content[0] === 'number' ? ' ' : '\n');
+
+/** Whole lines of a file; none of one that is not there. The last may be half-written. */
+async function readLines<Line>(path: string): Promise<Line[]> {
+  const lines: Line[] = [];
+  if (!existsSync(path)) return lines;
+  let damaged: WrpoError | undefined;
+  const onFault = (error: WrpoError) => {
+    damaged ??= error;
+  };
+  for await (const { value } of readJsonl(path, path, onFault)) {
+    if (damaged) throw damaged;
+    lines.push(value as Line);
+  }
+  return lines;
+}
+
+/** YAML or JSON. */
+function readYaml(path: string): unknown {
   try {
     return parse(readFileSync(path, 'utf8'));
   } catch (cause) {
@@ -104,131 +176,5 @@ function read(path: string): any {
   }
 }
 
-/** Lines of JSON; the last may be half-written, of a run that goes on. */
-function readLines<T>(path: string, most = Number.POSITIVE_INFINITY): T[] {
-  const rows: T[] = [];
-  if (!existsSync(path)) return rows;
-  for (const { line } of linesOf(path)) {
-    if (rows.length === most) break;
-    try {
-      rows.push(JSON.parse(line.toString()));
-    } catch (cause) {
-      if (line.at(-1) === 10) throw fault(`${path} line ${rows.length + 1}`, 'is no JSON object', cause);
-    }
-  }
-  return rows;
-}
-
-/** One run, if there is one. */
-export function curvesOf(directory: string, name: string): RunCurves[] {
-  const file = join(directory, 'metrics.jsonl');
-  if (!existsSync(file)) return [];
-  const all = readLines<Metrics>(file);
-  const config = existsSync(join(directory, 'config.yaml')) ? read(join(directory, 'config.yaml')) : {};
-  return [
-    {
-      ...{ name, lossType: String(config.loss_type ?? ''), lines: all.filter((line) => 'loss' in line) },
-      evaluations: all.filter((line) => 'eval_loss' in line),
-    },
-  ];
-}
-
-interface SelectionFile {
-  rows: Record<string, number>;
-  dropped: Record<string, number>;
-  shares: Record<string, number>;
-  scores: Record<string, number>;
-}
-
-const readSelection = (path: string): SelectionFile | undefined =>
-  existsSync(path) ? read(path).selection : undefined;
-
-async function readQuadruples(directory: string, means: Record<string, number>): Promise<Quadruples | undefined> {
-  const file = ['jsonl', 'parquet']
-    .map((ending) => join(directory, `train.${ending}`))
-    .find((path) => existsSync(path));
-  if (file === undefined) return undefined;
-  const lengths = new Map<Role, number[]>();
-  let count = 0;
-  let unit: Quadruples['unit'] = 'characters';
-  for await (const { responses } of readPreferences(file)) {
-    for (const role of ROLES) {
-      const response = responses[role];
-      if (response === undefined) continue;
-      if (typeof response !== 'string' && typeof response[0] === 'number') unit = 'tokens';
-      lengths.set(role, [...(lengths.get(role) ?? []), lengthOf(response)]);
-    }
-    if (++count === MOST_ROWS) break;
-  }
-  const gaps: [string, Role, Role][] = [
-    ['y_ws − y_wt', 'source_chosen', 'target_chosen'],
-    ['y_wt − y_l', 'target_chosen', 'rejected'],
-  ];
-  const scores = await scoresIn(file);
-  return {
-    ...{ count, unit },
-    roles: [...lengths].map(([role, values]) => ({ role, score: means[role], length: mean(values) })),
-    gaps: gaps
-      .map(([name, a, b]) => ({ name, values: scores.flatMap((row) => gapOf(row[a], row[b])) }))
-      .filter(({ values }) => values.length > 0),
-  };
-}
-
-const gapOf = (a: number | undefined, b: number | undefined) => (a === undefined || b === undefined ? [] : [a - b]);
-
-/** The scores that rows carry beside their texts. */
-async function scoresIn(file: string): Promise<Partial<Record<Role, number>>[]> {
-  const scores: Partial<Record<Role, number>>[] = [];
-  const onFault = (error: unknown) => {
-    throw error;
-  };
-  const choose = (columns: readonly string[]) => columns.filter((column) => column === 'meta');
-  for await (const { value } of readSource(file, { onFault }, choose)) {
-    const meta = (value as { meta?: Partial<Record<Role, number>> }).meta;
-    if (meta) scores.push(meta);
-    if (scores.length === MOST_ROWS) break;
-  }
-  return scores;
-}
-
-function lengthOf(content: Content): number {
-  if (typeof content === 'string') return [...content].length;
-  if (typeof content[0] === 'number') return content.length;
-  return (content as { content: string }[]).reduce((sum, turn) => sum + [...turn.content].length, 0);
-}
-
-function readLikelihoods(path: string): Likelihood[] {
-  type Line = { model: string; lengths: Partial<Record<Role, number>> } & Partial<Record<Role, number>>;
-  const byModel = new Map<string, Line[]>();
-  for (const line of readLines<Line>(path)) byModel.set(line.model, [...(byModel.get(line.model) ?? []), line]);
-  return [...byModel].map(([model, lines]) => ({
-    model,
-    roles: ROLES.flatMap((role) => {
-      const values = lines.flatMap((line) => (line[role] === undefined ? [] : [line[role] / line.lengths[role]!]));
-      return values.length > 0 ? [{ role, values }] : [];
-    }),
-  }));
-}
-
-function readExamples(path: string): Example[] {
-  type Line = {
-    prompt: { role: string; content: string }[];
-    answers: Record<string, { text: string; reward: number | null }>;
-  };
-  return readLines<Line>(path, MOST_EXAMPLES).map(({ prompt, answers }) => ({
-    prompt: prompt.map(({ role, content }) => (role === 'user' ? content : `${role}: ${content}`)).join('\n\n'),
-    answers: Object.entries(answers).map(([model, { text, reward }]) => ({ model, text, reward: reward ?? undefined })),
-  }));
-}
-
-/** What benchmarks found of the run, or of each run of a fusion. */
-function benchmarksOf(directory: string, isFusion: boolean): Table[] {
-  const directories = isFusion
-    ? below(join(directory, 'train')).map((name) => join(directory, 'train', name))
-    : [directory];
-  const runs = directories.filter((dir) => existsSync(join(dir, 'metrics.jsonl'))).map(readRun);
-  return tablesOf(runs).filter(({ title }) => /^(Benchmarks|Objectives|Training time)/.test(title));
-}
-
-export const mean = (values: readonly number[]): number =>
-  values.reduce((sum, value) => sum + value, 0) / values.length;
+const directoriesIn = (path: string): string[] =>
+  existsSync(path) ? readdirSync(path).filter((name) => statSync(join(path, name)).isDirectory()) : [];

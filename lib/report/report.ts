@@ -1,125 +1,104 @@
-/** A directory's report: one HTML file that holds everything and asks nothing of a network. */
+/** `report.html`: what a training run or a fusion did, as one file that needs no other. */
 import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
-import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { writeFileAtomic } from '../data/files.js';
-import { chartsOf, marginChartsOf } from './curves.js';
-import { Html, html, json } from './html.js';
-import { type ReportData, readReport } from './read.js';
-import {
-  benchmarkSections,
-  chartSection,
-  type ExtraSection,
-  exampleSection,
-  extraSection,
-  headline,
-  likelihoodSection,
-  quadrupleSection,
-  resultSection,
-  sourceSection,
-  stageSection,
-  warningSection,
-} from './sections.js';
-import { warningsOf } from './warnings.js';
+import type { Chart } from './curves.js';
+import { factsOf, headlineOf } from './headline.js';
+import { Html, html, jsonForScript, table } from './html.js';
+import { readDirectory } from './read.js';
+import { Charts, type Section, sectionsOf, warningsOf } from './sections.js';
 
-export type { ExtraSection } from './sections.js';
+/** What a program adds to a report: words, a table, or both. Everything is text. */
+export interface ExtraSection {
+  title: string;
+  text?: string;
+  /** The first column names the row. */
+  table?: { head: string[]; rows: (string | number)[][] };
+}
 
 export interface ReportOptions {
-  /** Where the file is written. Default: `report.html` in the directory. */
-  output?: string;
-  /** In place of the directory's name. */
-  title?: string;
-  /** Before everything else that is told. */
+  /** Shown first. */
   sections?: readonly ExtraSection[];
+  /** Where to write. Default: `report.html` in the directory. */
+  file?: string;
+}
+
+/** A report's content: HTML for the page's `main`, the charts that its figures name, and a title in plain text. */
+export interface Report {
+  title: string;
+  main: string;
+  charts: Record<string, Chart>;
 }
 
 /**
- * Writes the report of a training run or a fusion and gives the file's path. Throws ERR_DATA when the directory is neither,
- * or something in it is damaged (named).
+ * Writes the report of a training run's or a fusion's directory and returns its path. It tells what is there and leaves out
+ * what is not. Throws ERR_DATA when the directory holds neither, or naming a damaged file.
  */
 export async function writeReport(directory: string, options: ReportOptions = {}): Promise<string> {
-  const { output = join(directory, 'report.html') } = options;
-  writeFileAtomic(output, pageOf(await readReport(directory), options));
-  return output;
+  const { file = join(directory, 'report.html') } = options;
+  writeFileAtomic(file, pageOf(await makeReport(directory, options)));
+  return file;
 }
 
-/** The charts of a report, as the page's script takes them. */
-export const chartsIn = (data: ReportData) => ({
-  margins: marginChartsOf(data.runs),
-  curves: chartsOf(data.runs),
-  runs: data.runs.map(({ name }) => name),
-});
+/** What `writeReport` writes, before it is a page. */
+export async function makeReport(path: string, { sections: extra = [] }: ReportOptions = {}): Promise<Report> {
+  const directory = await readDirectory(path);
+  const charts = new Charts();
+  const sections = [...extra.map(sectionOf), ...sectionsOf(directory, charts)];
+  const headline = headlineOf(directory);
+  const facts = factsOf(directory).map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`);
+  const links = sections.map(({ title }, i) => html`<li><a href="#s${i}">${title}</a></li>`);
+  const main = html`<h1>${headline}</h1>
+<dl class="facts">${facts}</dl>
+${warningsOf(directory)}
+${sections.length > 1 && html`<nav aria-label="Sections"><ul>${links}</ul></nav>`}
+${sections.map(({ title, body }, i) => html`<section><h2 id="s${i}">${title}</h2>\n${body}</section>\n`)}`;
+  return { title: `${directory.name}: ${headline}`, main: main.text, charts: charts.all };
+}
 
-/** The whole page; with `live` its script asks for changes. */
-export function pageOf(
-  data: ReportData,
-  { title = data.name, sections = [], live = false }: ReportOptions & { live?: boolean } = {},
-): string {
-  const charts = chartsIn(data);
-  const body = [
-    warningSection(warningsOf(data)),
-    ...sections.map(extraSection),
-    resultSection(data),
-    sourceSection(data),
-    quadrupleSection(data),
-    likelihoodSection(data),
-    chartSection(
-      'margins',
-      'Reward margins',
-      "What training does to the margins of the policy's own responses, of the sources', and of both weighted (the paper's Fig. 3).",
-      charts.margins,
-    ),
-    chartSection(
-      'curves',
-      'Curves',
-      'Drag over a chart to look closer, double-click to see all of it again; dashed lines are of held-out rows.',
-      charts.curves,
-    ),
-    exampleSection(data),
-    ...benchmarkSections(data),
-    stageSection(data),
-  ];
-  const drawn = [...charts.margins, ...charts.curves].length > 0 || live;
-  const script = ['theme.js', ...(drawn ? ['uplot', 'curves.js'] : [])].map(asset).join('\n');
+function sectionOf({ title, text, table: added }: ExtraSection): Section {
+  const words = (text ?? '').split(/\n{2,}/).filter(Boolean);
+  const isNumber = (column: number) => added?.rows.every((row) => /^[−+-]?[\d.]/.test(String(row[column] ?? '0')));
+  const head = added?.head.map((name, i): string | [string] => (i > 0 && isNumber(i) ? [name] : name));
+  return { title, body: html`${words.map((one) => html`<p>${one}</p>\n`)}${head && table(head, added!.rows)}` };
+}
+
+/** The page's own files lie in the sources, where the package has them too. */
+const asset = (name: string): string => readFileSync(new URL(`../../lib/report/page/${name}`, import.meta.url), 'utf8');
+
+/** A report as one HTML file. A `live` page asks `events` beside it for news. */
+export function pageOf({ title, main, charts }: Report, { live = false } = {}): string {
+  const style = asset('page.css');
+  // As one module: what a page of its own would import stands in front.
+  const drawing = asset('charts.js').replace(/^export /gm, '');
+  const script = `${drawing}\n${asset('page.js').replace(/^import .*;\n/gm, '')}`;
+  const hash = (text: string) => `'sha256-${createHash('sha256').update(text).digest('base64')}'`;
   const policy = [
-    "default-src 'none'",
-    "style-src 'unsafe-inline'",
-    `script-src 'sha256-${createHash('sha256').update(script).digest('base64')}'`,
+    ...["default-src 'none'", "base-uri 'none'", "form-action 'none'"],
+    ...[`style-src ${hash(style)}`, `script-src ${hash(script)}`, 'img-src data:'],
     ...(live ? ["connect-src 'self'"] : []),
-    "base-uri 'none'; form-action 'none'",
-  ];
+  ].join('; ');
   return html`<!doctype html>
-<html lang="en"${live && html` data-live`}>
+<html lang="en"${live && new Html(' data-live')}>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="${policy.join('; ')}">
+<meta http-equiv="Content-Security-Policy" content="${new Html(policy)}">
+<meta name="referrer" content="no-referrer">
+<link rel="icon" href="data:,">
 <title>${title}</title>
-<style>${new Html(asset('page.css'))}</style>
+<style>${new Html(style)}</style>
 </head>
 <body>
-<header><p class="kind">${data.isFusion ? 'Fusion' : 'Training run'}</p><h1>${title}</h1><p class="headline">${headline(data)}</p>
-<button type="button" id="theme">Light or dark</button></header>
-<main>${body}</main>
-<footer><p>${data.directory}</p></footer>
-<script type="application/json" id="charts">${json(charts)}</script>
-<script>${new Html(script)}</script>
+<header class="top"><span>wrpo report</span>${live && html`<span id="pulse">live</span>`}<button id="theme" type="button" hidden>light / dark</button></header>
+<main>
+${new Html(main)}
+</main>
+<noscript><p>The charts are drawn by a script of this page.</p></noscript>
+<script type="application/json" id="charts">${jsonForScript(charts)}</script>
+<script type="module">${new Html(script)}</script>
 </body>
 </html>
-`.toString();
-}
-
-/** Part of the page as it is shipped. */
-function asset(name: string): string {
-  if (name === 'uplot') {
-    const { resolve } = createRequire(import.meta.url);
-    const file = resolve('uplot/dist/uPlot.iife.min.js');
-    return readFileSync(file, 'utf8').replace(/\n?\/\/# sourceMappingURL.*$/m, '');
-  }
-  // Beside the sources, from where dist/ lies as in a package.
-  const text = readFileSync(new URL(`../../lib/report/page/${name}`, import.meta.url), 'utf8');
-  return name === 'page.css'
-    ? `${readFileSync(createRequire(import.meta.url).resolve('uplot/dist/uPlot.min.css'), 'utf8')}${text}`
-    : text;
+`.text;
 }

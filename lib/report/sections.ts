@@ -1,191 +1,199 @@
-/** The parts of a report, each absent where there is nothing to tell. */
-import type { Role } from '../data/preferences.js';
-import { wasserstein } from '../evaluate/statistics.js';
-import type { Table } from '../evaluate/tables.js';
-import type { Chart } from './curves.js';
-import { bars, type Distribution, distributions, rangeOf, short } from './figures.js';
-import { type Html, html } from './html.js';
-import { mean, type ReportData } from './read.js';
+/** The parts of a report, each of what a directory holds; what is not there makes no part. */
+import { duration } from '../cli/news.js';
+import type { ComparisonRow } from '../fuse/comparison.js';
+import type { Selection } from '../fuse/quadruples.js';
+import { allWarnings } from '../train/warnings.js';
+import { type Chart, curvesOfRun, curvesOfRuns, marginsOfRuns, ROLE_NAMES } from './curves.js';
+import { logProbCharts, quadrupleCharts } from './distributions.js';
+import { bytesText } from './headline.js';
+import { type Cell, Html, html, type Part, table } from './html.js';
+import {
+  type AnsweredPrompt,
+  type Directory,
+  type Fusion,
+  QUADRUPLE_ROLES,
+  type TrainingRun,
+  wordsOf,
+} from './read.js';
+import { dataWarnings, resultWarnings } from './warnings.js';
 
-/** What a program adds to a report of its own. */
-export interface ExtraSection {
+export interface Section {
   title: string;
-  text?: string;
-  table?: { columns: readonly string[]; rows: readonly (readonly string[])[] };
+  body: Html;
 }
 
-const ROLE_NAMES: Record<Role, string> = {
-  source_chosen: 'y_ws, the best of the sources',
-  target_chosen: "y_wt, the target's best",
-  rejected: "y_l, the target's worst",
-  source_rejected: "y_ls, the source's worst",
-  completion: 'completion',
-};
-const ROLE_SIGNS: Record<Role, string> = {
-  ...{
-    source_chosen: 'y_ws',
-    target_chosen: 'y_wt',
-    rejected: 'y_l',
-    source_rejected: 'y_ls',
-    completion: 'completion',
-  },
-};
+/** The charts of a page, by the ids that its figures name. */
+export class Charts {
+  readonly all: Record<string, Chart> = {};
 
-/** What happened, in a sentence. */
-export function headline({ isFusion, results, runs, shares, selection }: ReportData): string {
-  const target = results.find(({ name }) => name === 'target');
-  const trained = results.filter(({ name }) => runs.some((run) => run.name === name));
-  const best = [...trained].sort((a, b) => b.reward - a.reward)[0];
-  if (isFusion && best && target) {
-    const won = `${best.name} wins ${percent(best.win_rate, best.win_rate_stderr)} against the target on ${best.n} held-out prompts`;
-    return `${won}: mean reward ${plusMinus(best.reward, best.reward_stderr)}, the target's ${plusMinus(target.reward, target.reward_stderr)}.`;
+  /** Figures of charts; `group` begins their ids. */
+  figures(group: string, charts: readonly Chart[], { small = false } = {}): Html | undefined {
+    if (charts.length === 0) return undefined;
+    const figures = charts.map((chart, i) => {
+      const id = `${group}-${i}`;
+      this.all[id] = chart;
+      const note = chart.note !== undefined && html`<small>${chart.note}</small>`;
+      return html`<figure data-chart="${id}"><figcaption>${chart.title}${note}</figcaption></figure>\n`;
+    });
+    return html`<div class="charts${small && ' small'}">\n${figures}</div>\n`;
   }
-  if (isFusion) {
-    const rows = selection?.rows.train ? `${selection.rows.train} quadruples` : 'quadruples to come';
-    return `A fusion of ${shares.length} sources: ${rows}, ${runs.length} runs so far.`;
-  }
-  const [run] = runs;
-  const [first, last] = [run?.lines[0], run?.lines.at(-1)];
-  if (!first || !last) return 'Nothing is logged yet.';
-  const accuracy = last['rewards/accuracies'];
-  const wins = accuracy === undefined ? '' : `; the chosen responses win ${percent(accuracy, null)} of the time`;
-  return `${run!.lossType || 'Training'}: after ${last.step} steps the loss is ${short(last.loss!)}, from ${short(first.loss!)} at step ${first.step}${wins}.`;
 }
 
-export function warningSection(warnings: readonly string[]): Html | undefined {
-  if (warnings.length === 0) return undefined;
-  return html`<section class="warnings"><h2>Worth a look</h2><ul>${warnings.map((one) => html`<li>${one}</li>`)}</ul></section>`;
-}
-
-export function resultSection({ results, scorer }: ReportData): Html | undefined {
-  if (results.length === 0) return undefined;
-  const rows = results.map((row) => [
-    ...[row.name, plusMinus(row.reward, row.reward_stderr)],
-    row.name === 'target' ? '' : percent(row.win_rate, row.win_rate_stderr),
-    ...[row.mean_length.toFixed(0), String(row.n)],
-  ]);
-  return section(
-    'Results on held-out prompts',
-    html`<p>Greedy answers, scored by ${scorer}; mean ± standard error over prompts. Wins are against the target, ties count half.</p>
-${table({ columns: ['model', 'reward', 'wins', 'characters', 'prompts'], rows })}`,
-  );
-}
-
-export function sourceSection({ shares, selection }: ReportData): Html | undefined {
-  if (shares.length === 0) return undefined;
-  const sorted = [...shares].sort((a, b) => b.share - a.share);
-  const rows = sorted.map(({ source, share }) => ({ name: source, value: share, words: `${share.toFixed(2)} %` }));
-  const dropped = Object.entries(selection?.dropped ?? {}).map(([reason, count]) => `${count} × ${reason}`);
-  return section(
-    'Where y_ws comes from',
-    html`<p>Share of the prompts whose best answer is a source's (the paper's Table 1).${
-      dropped.length > 0 && ` Prompts without a row: ${dropped.join(', ')}.`
-    }</p>${bars(rows)}`,
-  );
-}
-
-export function quadrupleSection({ quadruples }: ReportData): Html | undefined {
-  if (!quadruples) return undefined;
-  const { count, roles, unit, gaps } = quadruples;
-  const rows = roles.map(({ role, score, length }) => [
-    ...[ROLE_NAMES[role], score === undefined ? '' : short(score), length.toFixed(1)],
-  ]);
-  const figures = gaps.map(({ name, values }, i) =>
-    distributions([{ name, values }], {
-      title: `Score gap ${name}`,
-      unit: `in ${count} rows`,
-      range: rangeOf(gaps.slice(i, i + 1)),
-    }),
-  );
-  return section(
-    'The quadruples',
-    html`${table({ columns: ['response', 'mean score', unit], rows })}<div class="figures">${figures}</div>`,
-  );
-}
-
-/** The paper's Fig. 1, with our own summary of it. */
-export function likelihoodSection({ likelihoods }: ReportData): Html | undefined {
-  if (likelihoods.length === 0) return undefined;
-  const named = (roles: ReportData['likelihoods'][number]['roles']): Distribution[] =>
-    roles.map(({ role, values }) => ({ name: ROLE_SIGNS[role], values }));
-  const range = rangeOf(likelihoods.flatMap(({ roles }) => named(roles)));
-  const figures = likelihoods.map(({ model, roles }) =>
-    distributions(named(roles), { title: model, unit: 'mean log-prob of a token', range }),
-  );
-  const rows = likelihoods.flatMap(({ model, roles }) => {
-    const [ws, l] = (['source_chosen', 'rejected'] as const).map(
-      (role) => roles.find((one) => one.role === role)?.values,
+export function warningsOf({ runs, tuning, fusion }: Directory): Html | undefined {
+  const ofRun = (run: TrainingRun) =>
+    allWarnings(run.lines).map(
+      ({ step, message }) => html`<b class="at">${fusion ? `${run.name}, ` : ''}step ${step}:</b> ${message}`,
     );
-    if (!ws || !l) return [];
-    return [[model, short(mean(ws)), short(mean(l)), short(mean(ws) - mean(l)), short(wasserstein(ws, l))]];
+  const names = runs.map(({ name }) => name);
+  const ofFusion = fusion
+    ? [...dataWarnings(fusion.quadruples, fusion.selection), ...resultWarnings(fusion.results?.rows ?? [], names)]
+    : [];
+  const all: Part[] = [...ofFusion, ...[...(tuning ? [tuning] : []), ...runs].flatMap(ofRun)];
+  if (all.length === 0) return undefined;
+  const items = (some: Part[]) => html`<ul class="warnings">${some.map((one) => html`<li>${one}</li>\n`)}</ul>\n`;
+  const most = 6;
+  if (all.length <= most) return items(all);
+  const rest = html`<details><summary>${all.length - most} more warnings</summary>${items(all.slice(most))}</details>\n`;
+  return html`${items(all.slice(0, most))}${rest}`;
+}
+
+export function sectionsOf(directory: Directory, charts: Charts): Section[] {
+  const { runs, tuning, fusion } = directory;
+  if (!fusion) return some('Training', charts.figures('run', curvesOfRun(runs[0]!)));
+  const { results, selection, quadruples, logProbs, answers, stages } = fusion;
+  return [
+    ...some('Results', results && resultsTable(results.rows, runs, results.scorer)),
+    ...some('Where the responses come from', selection && responses(selection, quadruples, charts)),
+    ...some('Training', trainingOf(runs, tuning, charts)),
+    ...some('Log-probs before and after', logProbs.length > 0 && before(logProbs, charts)),
+    ...some('Samples', answers.length > 0 && samples(answers)),
+    ...some('Stages', stages.length > 0 && stagesTable(stages)),
+  ];
+}
+
+const some = (title: string, body: Html | false | undefined): Section[] => (body ? [{ title, body }] : []);
+
+function resultsTable(rows: readonly ComparisonRow[], runs: readonly TrainingRun[], scorer?: string): Html {
+  const names = runs.map(({ name }) => name);
+  const kind = ({ name }: ComparisonRow) =>
+    names.includes(name) ? '' : name === 'target' ? '' : name === 'target-sft' ? 'fine-tuned' : 'source';
+  const lows = rows.map(({ reward, reward_stderr }) => reward - (reward_stderr ?? 0));
+  const highs = rows.map(({ reward, reward_stderr }) => reward + (reward_stderr ?? 0));
+  const scale = scaleTo(Math.min(...lows), Math.max(...highs));
+  const percent = (share: number) => (100 * share).toFixed(1);
+  const body = rows.map((row): (Cell | Part)[] => {
+    const { name, reward, reward_stderr: error, win_rate, win_rate_stderr, mean_length, n } = row;
+    return [
+      html`${name}${kind(row) && html` <small>${kind(row)}</small>`}`,
+      {
+        value: html`${reward.toFixed(3)}${error !== null && html` ± ${error.toFixed(3)}`}`,
+        mark: { at: scale(reward), low: scale(reward - (error ?? 0)), high: scale(reward + (error ?? 0)) },
+      },
+      name === 'target'
+        ? ''
+        : {
+            value: html`${percent(win_rate)}${win_rate_stderr !== null && html` ± ${percent(win_rate_stderr)}`}`,
+            mark: {
+              ...{ at: win_rate, low: win_rate - (win_rate_stderr ?? 0), high: win_rate + (win_rate_stderr ?? 0) },
+            },
+          },
+      mean_length.toFixed(0),
+      n,
+    ];
   });
-  return section(
-    'How likely the responses are, before and after',
-    html`<p>Mean log-prob of a token of each response, under each model (the paper's Fig. 1). Lines are means.</p>
-<div class="figures">${figures}</div>
-${table({ columns: ['model', 'y_ws', 'y_l', 'y_ws − y_l', '1-Wasserstein'], rows })}`,
-  );
+  const by = scorer === undefined ? '' : ` by ${scorer}`;
+  return html`<p class="note">Answers to held-out prompts, scored${by}; mean ± standard error over prompts. The win rate is
+against the target, ties counting half; its marks run from 0 to 100 %, those of the reward from ${Math.min(...lows).toFixed(2)} to
+${Math.max(...highs).toFixed(2)}.</p>
+${table(['model', ['reward'], ['win rate, %'], ['length, characters'], ['prompts']], body)}`;
 }
 
-/** Places that the page's script draws charts into. */
-export function chartSection(id: string, title: string, words: string, charts: readonly Chart[]): Html | undefined {
-  if (charts.length === 0) return undefined;
-  return section(
-    title,
-    html`<p>${words}</p><div class="charts" id="${id}">${charts.map(
-      (chart) =>
-        html`<figure class="chart"><figcaption><b>${chart.title}</b> ${chart.words}</figcaption><div class="plot"></div></figure>`,
-    )}</div>`,
-  );
-}
-
-export function exampleSection({ examples }: ReportData): Html | undefined {
-  if (examples.length === 0) return undefined;
-  return section(
-    'Answers side by side',
-    html`<p>The first held-out prompts, with every model's answer and its score.</p>${examples.map(
-      ({ prompt, answers }, i) => html`<details${i === 0 ? html` open` : ''}><summary>${prompt}</summary>
-<div class="answers">${answers.map(
-        ({ model, text, reward }) =>
-          html`<article><h3>${model} <span>${reward === undefined ? '' : short(reward)}</span></h3><pre>${text}</pre></article>`,
-      )}</div></details>`,
-    )}`,
-  );
-}
-
-export function stageSection({ stages }: ReportData): Html | undefined {
-  if (stages.length === 0) return undefined;
-  const rows = stages.map(({ stage, started, seconds, peak_rss_bytes: bytes }) => [
-    ...[stage, started.replace('T', ' ').slice(0, 19), duration(seconds), `${(bytes / 2 ** 20).toFixed(0)} MiB`],
+function responses(selection: Selection, quadruples: Fusion['quadruples'], charts: Charts): Html {
+  const { shares, scores, rows, dropped } = selection;
+  const largest = Math.max(...Object.values(shares), 1);
+  const ofSources = Object.entries(shares).map(([name, share]): (Cell | Part)[] => [
+    name,
+    { value: share.toFixed(1), mark: { at: share / largest, isBar: true } },
   ]);
-  return section(
-    'Stages',
-    html`<p>Times are UTC; memory is the most that the process had held until then.</p>
-${table({ columns: ['stage', 'began', 'took', 'memory'], rows })}`,
-  );
+  const lengths = (role: (typeof QUADRUPLE_ROLES)[number]) =>
+    quadruples.length === 0
+      ? ''
+      : (quadruples.reduce((sum, one) => sum + one.lengths[role], 0) / quadruples.length).toFixed(0);
+  const ofRoles = QUADRUPLE_ROLES.filter((role) => scores[role] !== undefined).map((role) => [
+    `${ROLE_NAMES[role]} (${role})`,
+    scores[role]!.toFixed(3),
+    lengths(role),
+  ]);
+  const lost = Object.entries(dropped).map(([reason, count]) => `${count} without one (${reason})`);
+  return html`<p class="note">${[`${rows.train} quadruples to train on`, ...lost].join('; ')}.</p>
+<h3>Whose answer is y_ws (Table 1)</h3>
+${table(['source', ['share of prompts, %']], ofSources)}
+${ofRoles.length > 0 && html`<h3>The responses of a quadruple</h3>\n${table(['response', ['mean score'], ['mean length, characters']], ofRoles)}`}
+${charts.figures('responses', quadrupleCharts(quadruples))}`;
 }
 
-export const benchmarkSections = ({ tables }: ReportData): Html[] =>
-  tables.map(({ title, columns, rows }: Table) => section(title, table({ columns, rows })));
-
-export const extraSection = ({ title, text, table: extra }: ExtraSection): Html =>
-  section(title, html`${text !== undefined && html`<p>${text}</p>`}${extra && table(extra)}`);
-
-const section = (title: string, body: Html): Html => html`<section><h2>${title}</h2>${body}</section>`;
-
-const table = ({ columns, rows }: { columns: readonly string[]; rows: readonly (readonly string[])[] }): Html =>
-  html`<div class="wide" tabindex="0"><table><thead><tr>${columns.map((one) => html`<th>${one}</th>`)}</tr></thead><tbody>${rows.map(
-    (row) =>
-      html`<tr>${row.map((cell, i) => (i === 0 ? html`<th scope="row">${cell}</th>` : html`<td>${cell}</td>`))}</tr>`,
-  )}</tbody></table></div>`;
-
-const plusMinus = (value: number, error: number | null) =>
-  `${value.toFixed(3)}${error === null ? '' : ` ± ${error.toFixed(3)}`}`;
-const percent = (share: number, error: number | null) =>
-  `${(100 * share).toFixed(1)}${error === null ? '' : ` ± ${(100 * error).toFixed(1)}`} %`;
-
-function duration(seconds: number): string {
-  if (seconds < 90) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
-  const minutes = Math.round(seconds / 60);
-  return minutes < 90 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+function trainingOf(runs: readonly TrainingRun[], tuning: TrainingRun | undefined, charts: Charts): Html | undefined {
+  const preferences = runs.filter(({ config }) => config.loss_type !== 'sft');
+  const completions = runs.filter(({ config }) => config.loss_type === 'sft');
+  const margins = charts.figures('margins', marginsOfRuns(preferences), { small: preferences.length > 2 });
+  const parts = [
+    margins &&
+      html`<h3>Reward margins over training (Fig. 3)</h3>
+<p class="note">Hybrid: r(y_ws) − r(y_l). On-policy: r(y_wt) − r(y_l). Total: what the loss sees.</p>\n${margins}`,
+    preferences.length > 0 &&
+      html`<h3>Runs that learn preferences</h3>\n${charts.figures('preferences', curvesOfRuns(preferences))}`,
+    ...[...(tuning ? [tuning] : []), ...completions].map(
+      (run, i) =>
+        html`<h3>${run.name}: fine-tuning</h3>\n${charts.figures(`tuning${i}`, curvesOfRun(run), { small: true })}`,
+    ),
+  ].filter((part) => part !== undefined && part !== false);
+  return parts.length > 0 ? html`${parts}` : undefined;
 }
+
+function before(logProbs: Fusion['logProbs'], charts: Charts): Html {
+  const shown = logProbCharts(logProbs);
+  const first = logProbs.filter(({ model }) => model === logProbs[0]!.model).length;
+  return html`<p class="note">Fig. 1: how likely each model finds y_ws, y_wt and y_l, in nats per token, over ${first} quadruples
+that were trained on; all on one scale, whose outermost bins hold what lies beyond.</p>
+${charts.figures('logps', shown, { small: shown.length > 2 })}`;
+}
+
+const MOST_SAMPLES = 8;
+const MOST_CHARACTERS = 1200;
+
+/** Some prompts, evenly out of all, with every model's answer. */
+function samples(answers: readonly AnsweredPrompt[]): Html {
+  const count = Math.min(MOST_SAMPLES, answers.length);
+  const chosen = Array.from({ length: count }, (_, i) => answers[Math.floor((i * answers.length) / count)]!);
+  const one = ({ prompt, answers }: AnsweredPrompt, i: number) => {
+    const cards = Object.entries(answers).map(([name, { text, reward }]) => {
+      const score = reward === null ? 'no score' : `reward ${Number(reward.toPrecision(3))}`;
+      return html`<article><h4><span>${name}</span><span>${score}</span></h4><p class="text">${cut(text)}</p></article>\n`;
+    });
+    const asked = cut(wordsOf(prompt));
+    return html`<details${i === 0 && new Html(' open')}><summary>${asked.split('\n')[0]!.slice(0, 120)}</summary>
+${asked.length > 120 || asked.includes('\n') ? html`<p class="text prompt">${asked}</p>` : ''}<div class="answers">\n${cards}</div></details>\n`;
+  };
+  return html`<p class="note">${count} of ${answers.length} held-out prompts, evenly spaced in their file, not picked.</p>\n${chosen.map(one)}`;
+}
+
+function cut(text: string): string {
+  const more = text.length - MOST_CHARACTERS;
+  return more > 0 ? `${text.slice(0, MOST_CHARACTERS)}… (${more} characters more)` : text;
+}
+
+function stagesTable(stages: Fusion['stages']): Html {
+  const longest = Math.max(...stages.map(({ seconds }) => seconds));
+  const body = stages.map(({ stage, started, seconds, peak_rss_bytes }): (Cell | Part)[] => [
+    stage,
+    `${started.slice(0, 19).replace('T', ' ')}`,
+    { value: duration(seconds), mark: { at: seconds / longest, isBar: true } },
+    bytesText(peak_rss_bytes),
+  ]);
+  const all = duration(stages.reduce((sum, { seconds }) => sum + seconds, 0));
+  return html`<p class="note">${all} in all. Memory is the process's peak until the stage's end.</p>
+${table(['stage', 'begun (UTC)', ['time'], ['peak memory']], body)}`;
+}
+
+/** Into [0, 1]. */
+const scaleTo = (low: number, high: number) => (value: number) => (high > low ? (value - low) / (high - low) : 0.5);

@@ -60,9 +60,11 @@ void readTensors(const std::string& path, const std::vector<TensorRange>& ranges
   for (const auto& range : ranges) {
     poll();
     int64_t expected = range.destination.numel() * int64_t(c10::elementSize(range.stored));
-    if (range.offset < 0 || range.bytes != expected || range.offset + range.bytes > int64_t(map.size))
-      fail("ERR_MODEL", path + " is truncated or corrupt: " + range.name + " should end at byte " +
-                            std::to_string(range.offset + range.bytes) + " of " + std::to_string(map.size));
+    const auto size = int64_t(map.size);
+    if (range.bytes != expected || range.offset < 0 || range.offset > size - range.bytes)
+      fail("ERR_MODEL", path + " is truncated or corrupt: " + range.name + " should be " + std::to_string(range.bytes) +
+                            " bytes from byte " + std::to_string(range.offset) + " on, of " + std::to_string(size));
+    if (range.bytes == 0) continue;
     char* from = static_cast<char*>(map.address) + range.offset;
     auto source = at::from_blob(from, range.destination.sizes(), at::TensorOptions(range.stored));
     if (reinterpret_cast<uintptr_t>(from) % c10::elementSize(range.stored) != 0) {

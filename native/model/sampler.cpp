@@ -26,14 +26,21 @@ double uniform(Draw draw) {
   return double(mix(mix(draw.seed + step) + (draw.index + 1) * step) >> 11) * 0x1p-53;
 }
 
+// NaN where any of them is.
 WRPO_CLONES float maximum(const float* z, int64_t n) {
   auto high = splat<F32>(-std::numeric_limits<float>::infinity());
+  I32 odd{};
   int64_t i = 0;
-  for (; i + 16 <= n; i += 16) high = max(high, load(z + i));
+  for (; i + 16 <= n; i += 16) {
+    const F32 values = load(z + i);
+    high = max(high, values);
+    odd |= values != values;
+  }
   float top = -std::numeric_limits<float>::infinity();
-  for (int64_t j = 0; j < 16; ++j) top = std::max(top, high[j]);
-  for (; i < n; ++i) top = std::max(top, z[i]);
-  return top;
+  bool anyOdd = false;
+  for (int64_t j = 0; j < 16; ++j) top = std::max(top, high[j]), anyOdd |= odd[j] != 0;
+  for (; i < n; ++i) top = std::max(top, z[i]), anyOdd |= z[i] != z[i];
+  return anyOdd ? std::numeric_limits<float>::quiet_NaN() : top;
 }
 
 // z -> exp((z - top) * scale), in [0, 1]; their sum.

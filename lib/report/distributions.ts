@@ -1,0 +1,83 @@
+/** How scores, lengths and log-probs of a fusion's responses are distributed, as charts for `page/charts.js`. */
+import { compareSamples } from '../evaluate/analyses.js';
+import { quantile } from '../evaluate/statistics.js';
+import { type Chart, ROLE_COLOURS, ROLE_NAMES, rounded, type Series } from './curves.js';
+import { type LogProbRow, QUADRUPLE_ROLES, type Quadruple } from './read.js';
+
+const BINS = 30;
+/** Of the values on either side, what lies beyond the axis and is counted in its last bin. */
+const BEYOND = 0.005;
+
+/** Quadruples' scores, what separates them, and lengths. */
+export function quadrupleCharts(quadruples: readonly Quadruple[]): Chart[] {
+  if (quadruples.length === 0) return [];
+  const gap = (a: 'source_chosen' | 'target_chosen', b: 'target_chosen' | 'rejected') =>
+    quadruples.map(({ scores }) => scores[a] - scores[b]);
+  const ofRoles = (values: (one: Quadruple) => Quadruple['scores']) =>
+    QUADRUPLE_ROLES.map((role) => ({
+      ...{ name: ROLE_NAMES[role], colour: ROLE_COLOURS[role], values: quadruples.map((one) => values(one)[role]) },
+    }));
+  return [
+    histogram(
+      'Scores by role',
+      'score',
+      ofRoles(({ scores }) => scores),
+    ),
+    histogram('Score gaps', 'difference of scores', [
+      { name: 'y_ws − y_wt', colour: ROLE_COLOURS.source_chosen, values: gap('source_chosen', 'target_chosen') },
+      { name: 'y_wt − y_l', colour: ROLE_COLOURS.target_chosen, values: gap('target_chosen', 'rejected') },
+    ]),
+    histogram(
+      'Lengths by role',
+      'length, characters',
+      ofRoles(({ lengths }) => lengths),
+    ),
+  ];
+}
+
+/** The paper's Fig. 1, for each model: log-probs per token of y_ws, y_wt and y_l, on one scale. */
+export function logProbCharts(rows: readonly LogProbRow[]): Chart[] {
+  const models = [...new Set(rows.map(({ model }) => model))];
+  const perToken = (row: LogProbRow, role: (typeof QUADRUPLE_ROLES)[number]) => row[role] / row.lengths[role];
+  const range = rangeOf(rows.flatMap((row) => QUADRUPLE_ROLES.map((role) => perToken(row, role))));
+  const charts = models.map((model) => {
+    const own = rows.filter((row) => row.model === model);
+    const [ws, wt, l] = QUADRUPLE_ROLES.map((role) => own.map((row) => perToken(row, role)));
+    const samples = [ws!, wt!, l!].map((values, i) => ({
+      ...{ name: ROLE_NAMES[QUADRUPLE_ROLES[i]!], colour: ROLE_COLOURS[QUADRUPLE_ROLES[i]!], values },
+    }));
+    const { difference, wasserstein } = compareSamples(ws!, l!);
+    const sign = difference < 0 ? '−' : '+';
+    const note = `y_ws − y_l: ${sign}${Math.abs(difference).toFixed(2)} in the mean, Wasserstein distance ${wasserstein.toFixed(2)}`;
+    return { ...histogram(model, 'log-prob per token, nats', samples, range), note };
+  });
+  const top = Math.max(...charts.flatMap(({ series }) => series.flatMap(({ points }) => points.map(([, y]) => y))));
+  return charts.map((chart) => ({ ...chart, yRange: [0, top] }));
+}
+
+interface Sample {
+  name: string;
+  colour: number;
+  values: readonly number[];
+}
+
+/** Shares of samples in equal bins of one range. */
+export function histogram(title: string, x: string, samples: readonly Sample[], range?: [number, number]): Chart {
+  const [low, high] = range ?? rangeOf(samples.flatMap(({ values }) => values));
+  const width = (high - low) / BINS;
+  const edges = Array.from({ length: BINS + 1 }, (_, i) => rounded(low + i * width));
+  const series = samples.map(({ values, ...sample }): Series => {
+    const counts = new Array<number>(BINS + 1).fill(0);
+    for (const value of values) counts[Math.min(BINS - 1, Math.max(0, Math.floor((value - low) / width)))]! += 1;
+    counts[BINS] = counts[BINS - 1]!;
+    return { ...sample, points: edges.map((edge, i) => [edge, rounded((100 * counts[i]!) / values.length)]) };
+  });
+  return { title, x, y: 'share of responses, %', series, isHistogram: true };
+}
+
+/** What a histogram shows: all but the outermost values. */
+function rangeOf(values: readonly number[]): [number, number] {
+  const sorted = [...values].sort((a, b) => a - b);
+  const [low, high] = [quantile(sorted, BEYOND), quantile(sorted, 1 - BEYOND)];
+  return high > low ? [low, high] : [low - 0.5, high + 0.5];
+}
