@@ -79,6 +79,8 @@ interface Course {
   saver: Saver;
   bar: Progress;
   signal?: AbortSignal;
+  /** When the data and models were there. */
+  began: number;
 }
 
 export class Trainer extends EventEmitter<TrainerEvents> {
@@ -142,6 +144,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     const { objective } = this.#options;
     signal?.throwIfAborted();
     const run = await this.#prepare();
+    const began = performance.now();
     signal?.throwIfAborted();
     if (looksForBest(args) && !run.eval)
       throw new WrpoError('ERR_CONFIG', 'to find the best model, there must be evaluation data');
@@ -171,7 +174,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
       this.emit('save', dir),
     );
     const bar = progressBar('training', plan.total, !args.disableTqdm);
-    return { run, plan, optimizer, state, tally, log, saver, bar, signal };
+    return { run, plan, optimizer, state, tally, log, saver, bar, signal, began };
   }
 
   /** A step and what follows it: log, evaluation, checkpoint. */
@@ -225,12 +228,16 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   }
 
   /** The final model and the run's last words. */
-  async #finish({ run, state, tally }: Course): Promise<void> {
+  async #finish({ run, state, tally, began }: Course): Promise<void> {
     const { args } = this;
     if (args.loadBestModelAtEnd) await loadBest(run.model, state, say);
-    this.#last = { ...this.#last, train_loss: tally.trainLoss(state) };
+    const train_loss = tally.trainLoss(state);
+    this.#last = { ...this.#last, train_loss };
     this.#step = state.global_step;
     await this.saveModel();
+    // As transformers has it: of this process, with the reference pass, evaluations and checkpoints.
+    const train_runtime = (performance.now() - began) / 1000;
+    state.log_history.push({ step: state.global_step, epoch: state.epoch, train_runtime, train_loss });
     writeFileAtomic(join(args.outputDir, 'trainer_state.json'), `${JSON.stringify(state, null, 1)}\n`);
   }
 
