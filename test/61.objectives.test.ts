@@ -15,7 +15,6 @@ import {
   preferenceLoss,
   rolesOf,
   termsOf,
-  usesReference,
 } from '../lib/train/objective.ts';
 import { Trainer, type TrainerOptions } from '../lib/train/trainer.ts';
 import { copies, expectWithin, maxAbsDifference, randomOf, randomRow, relativeL2, tinyModel } from './support.ts';
@@ -201,9 +200,9 @@ describe('a run', () => {
     expect('cur_alpha' in steps[0]!).toBe('alpha' in objective);
     expect('eval_loss_current_alpha' in evaluated).toBe('alpha' in objective);
     expect('nll_loss' in steps[0]!).toBe('sftWeight' in objective);
-    expect(existsSync(join(outputDir, 'reference-train.jsonl'))).toBe(usesReference(objective));
+    expect(existsSync(join(outputDir, 'reference-train.jsonl'))).toBe(termsOf(objective).reference);
     // The first loss is known where policy and reference are one: every log-ratio is 0.
-    if (usesReference(objective)) {
+    if (termsOf(objective).reference) {
       const ipo = /ipo$/.test(objective.lossType);
       const first = ipo ? 1 / (2 * (objective as { beta: number }).beta) ** 2 : Math.LN2;
       const nll = 'sftWeight' in objective ? objective.sftWeight! * steps[0]!.nll_loss! : 0;

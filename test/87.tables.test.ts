@@ -2,7 +2,7 @@
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { compareSamples, hybridAccuracy, increase, weightedMargin } from '../lib/evaluate/analyses.ts';
+import { compareSamples, increase, weightedMargin } from '../lib/evaluate/analyses.ts';
 import { readCsv } from '../lib/evaluate/csv.ts';
 import { FIXTURES, fail, readJson, scratchDirectory, succeed } from './training.ts';
 
@@ -11,8 +11,6 @@ const vector = readJson(join(FIXTURES, 'evaluate', 'analyses.json'));
 
 describe('analyses', () => {
   it('are those of the vectors', () => {
-    const { r_ws, r_l, accuracy } = vector.fig5_hybrid_accuracy;
-    expect(hybridAccuracy(r_ws, r_l)).toBe(accuracy);
     const { alpha, on_policy_margin, hybrid_margin, weighted } = vector.fig3;
     expect(weightedMargin(alpha, hybrid_margin, on_policy_margin)).toBeCloseTo(weighted, 12);
     for (const { dpo, wrpo, pct } of vector.table8_increase) expect(increase(dpo, wrpo)).toBeCloseTo(pct, 2);

@@ -7,8 +7,11 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { configuration } from '../docs/generate.mjs';
 import { FakeServer } from './fake-server.ts';
-import { Project } from './project.ts';
+import { commandsOf, Project } from './project.ts';
 import { type Finished, ROOT } from './training.ts';
+
+/** Its commands want models, servers and days. */
+const PAPER = 'reproduce-the-paper.md';
 
 let project: Project;
 beforeAll(async () => {
@@ -54,15 +57,25 @@ describe('docs', () => {
     }
   });
 
-  it.each(docs.filter((name) => read(`docs/${name}`).includes('```')))('%s: its code runs', async (name) => {
-    for (const { language, text, file } of blocksOf(read(`docs/${name}`))) {
-      if (file) project.write(file, text);
-      if (language === 'sh') succeeded(await project.shell(text), text);
-      else if (language === 'js' && !file) {
-        project.write('block.mjs', text);
-        succeeded(await project.node('block.mjs'), text);
-      } else expect(file, `a ${language} block of docs/${name} has no file name`).toBeDefined();
-    }
+  it.each(docs.filter((name) => name !== PAPER && read(`docs/${name}`).includes('```')))(
+    '%s: its code runs',
+    async (name) => {
+      for (const { language, text, file } of blocksOf(read(`docs/${name}`))) {
+        if (file) project.write(file, text);
+        if (language === 'sh') succeeded(await project.shell(text), text);
+        else if (language === 'js' && !file) {
+          project.write('block.mjs', text);
+          succeeded(await project.node('block.mjs'), text);
+        } else expect(file, `a ${language} block of docs/${name} has no file name`).toBeDefined();
+      }
+    },
+  );
+});
+
+describe('the way through the paper', () => {
+  const lines = commandsOf(blocksOf(read(`docs/${PAPER}`)).map(({ text }) => text));
+  it.each(lines.filter((line) => line.startsWith('wrpo')))('shows a command that exists: %s', async (line) => {
+    await project.expectUsage(line);
   });
 });
 

@@ -9,8 +9,10 @@ import { fileURLToPath } from 'node:url';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const failures = [];
+let steps = 0;
 
 function step(name, body) {
+  steps++;
   process.stdout.write(`\n== ${name}\n`);
   if (!body()) failures.push(name);
 }
@@ -24,12 +26,20 @@ function run(command, args) {
 
 const bin = (name, script) => join(dirname(createRequire(import.meta.url).resolve(`${name}/package.json`)), script);
 
+// Its package.json is not exported.
+const knip = join(root, 'node_modules/knip/bin/knip.js');
+
 step('biome', () => run(process.execPath, [bin('@biomejs/biome', 'bin/biome'), 'check', '--error-on-warnings']));
 step('clang-format', () => run(process.execPath, ['test/clang-format.mjs']));
+step(
+  'knip',
+  () =>
+    run(process.execPath, [knip]) && run(process.execPath, [knip, '--production', '--include', 'files,exports,types']),
+);
 step('kernel check', () => run('build/Release/kernel_check', ['test']) && run('build/Release/kernel_check', ['grad']));
 step('vitest', () => run(process.execPath, [bin('vitest', 'vitest.mjs'), 'run', ...process.argv.slice(2)]));
 
-process.stdout.write(`\n${4 - failures.length} passed, ${failures.length} failed\n`);
+process.stdout.write(`\n${steps - failures.length} passed, ${failures.length} failed\n`);
 if (failures.length > 0) {
   process.stdout.write(`failed: ${failures.join(', ')}\n`);
   process.exitCode = 1;

@@ -1,6 +1,8 @@
 /** A user's directory, in which the documentation's blocks and the examples run: a tiny model, rows, `wrpo` on the PATH. */
+import { execFile } from 'node:child_process';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { delimiter, join } from 'node:path';
+import { expect } from 'vitest';
 import { Model } from '../lib/model/model.ts';
 import { MODELS, prompts, wrap } from '../miniature/skills.mjs';
 import { trainTokenizer, writeTokenizer } from '../miniature/tokenizer.mjs';
@@ -57,14 +59,44 @@ export class Project {
 
   /** Lines of a shell, of which the first that fails is the last. */
   shell(lines: string): Promise<Finished> {
-    const script = `const { status } = require('node:child_process').spawnSync('sh', ['-e', '-c', process.argv[1]], { stdio: 'inherit' });\nprocess.exitCode = status ?? 1;`;
-    const env = { PATH: `${this.path('bin')}${delimiter}${process.env.PATH}` };
-    return new Child(['-e', script, lines], { cwd: this.dir, env }).done;
+    const env = { ...process.env, NO_COLOR: '1', PATH: `${this.path('bin')}${delimiter}${process.env.PATH}` };
+    return new Promise((resolve) => {
+      execFile('sh', ['-e', '-c', lines], { cwd: this.dir, env }, (error, stdout, stderr) => {
+        resolve({ status: error ? Number(error.code) : 0, signal: null, stdout, stderr });
+      }).stdin!.end();
+    });
+  }
+
+  /**
+   * A line of a shell must be right as far as it can be told here: where it names a file that is not there, that is what it
+   * says, in one sentence and without a word about usage.
+   */
+  async expectUsage(line: string): Promise<void> {
+    const { status, stderr } = await this.shell(line);
+    const absent = /^wrpo: .*(no model in|no such (file|directory)|cannot read|not there|no adapter|holds no|no run)/m;
+    if (status !== 0) expect(stderr).toMatch(absent);
+    expect(stderr).not.toMatch(/unknown|unexpected|usage|did you mean/i);
+    expect(status, stderr).toBeLessThan(2);
   }
 
   remove(): void {
     rmSync(this.dir, { recursive: true, force: true });
   }
+}
+
+/** The commands of shell blocks, each once, without comments; `a|b` in one stands for two. */
+export function commandsOf(blocks: readonly string[]): string[] {
+  const lines = blocks.flatMap((text) =>
+    text
+      .trim()
+      .split('\n')
+      .map((line) => line.replace(/ +#.*/, '')),
+  );
+  const single = lines.flatMap((line) => {
+    const [, before, names, after] = /^(.*?)(\w+(?:\|\w+)+)(.*)$/.exec(line) ?? [];
+    return names === undefined ? [line] : names.split('|').map((name) => `${before}${name}${after}`);
+  });
+  return [...new Set(single)];
 }
 
 function quadruples(seed: number, n: number): string {

@@ -8,7 +8,7 @@ import type { WrpoErrorCode } from '../lib/errors.ts';
 import { Model, type ModelOptions } from '../lib/model/model.ts';
 import type { Accumulated, Tensor } from '../lib/native/addon.ts';
 import type { EncodedRow } from '../lib/text/encode.ts';
-import { contestsOf, formOf, type Objective, preferenceLoss, rolesOf, usesReference } from '../lib/train/objective.ts';
+import { contestsOf, formOf, type Objective, preferenceLoss, rolesOf, termsOf } from '../lib/train/objective.ts';
 import { FIXTURES, failure, randomOf } from './training.ts';
 
 export type Random = () => number;
@@ -189,7 +189,7 @@ export function batchOf(
     options,
   );
   const batch = withContests(packed, contestsOf(objective));
-  if (!usesReference(objective)) return batch;
+  if (!termsOf(objective).reference) return batch;
   const own = indices.flatMap((i) => roles.map((_, k) => reference[i * roles.length + k]!));
   return { ...batch, reference: Float64Array.from(own) };
 }

@@ -16,6 +16,8 @@ const EXAMPLES: Record<string, string> = {
   select: 'wrpo select --config fusion.yaml --rank 2 --selection_dir runs/rank2',
   evaluate: 'wrpo evaluate --config evaluation.yaml --limit 100 --max_cost 5',
   tables: 'wrpo tables runs/dpo runs/wrpo --csv tables',
+  report: 'wrpo report runs/wrpo --output wrpo.html',
+  watch: 'wrpo watch runs/wrpo --port 8080',
   merge: 'wrpo merge --model runs/lora --output models/merged',
   'data check': 'wrpo data check quadruples.jsonl --model models/target-sft --max_length 1024 --row 3',
   plan: 'wrpo plan --model models/target-sft --gpu H100',

@@ -1,10 +1,6 @@
 /** The paper's analyses of rewards, log-probs and times, as numbers. */
 import { deviation, mean, wasserstein } from './statistics.js';
 
-/** Hybrid-policy accuracy (Fig. 5): how often r(x, y_ws) > r(x, y_l), strictly. */
-export const hybridAccuracy = (rWs: readonly number[], rL: readonly number[]): number =>
-  mean(rWs.map((value, i) => Number(value > rL[i]!)));
-
 /** The margin that WRPO trains (Fig. 3): alpha of the hybrid one and 1 - alpha of the on-policy one. */
 export const weightedMargin = (alpha: number, hybrid: number, onPolicy: number): number =>
   alpha * hybrid + (1 - alpha) * onPolicy;

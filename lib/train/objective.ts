@@ -104,7 +104,6 @@ export interface Terms {
   /** Of every prompt; none where `loss` stands for them. */
   contests: Contest[];
   loss?: FunctionObjective['loss'];
-  /** Whether the loss compares with a reference model. */
   reference: boolean;
   /** Whether the mean is over tokens rather than prompts. */
   perToken: boolean;
@@ -152,7 +151,6 @@ export const formOf = (objective: Objective): ContestForm => termsOf(objective).
 /** The roles a row must have for an objective. */
 export const rolesOf = (objective: Objective): Role[] => termsOf(objective).roles;
 /** Whether the loss compares with a reference model. */
-export const usesReference = (objective: Objective): boolean => termsOf(objective).reference;
 
 /** The objective that a run's arguments name, at an alpha. */
 export function objectiveOf(
