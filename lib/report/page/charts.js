@@ -87,7 +87,7 @@ export function drawChart(chart, { width, height, zoom, hidden = new Set(), id }
   const scale = scaleOf(ranges, width, height);
   const [right, bottom] = [width - MARGIN.right, height - MARGIN.bottom];
   const out = [];
-  const yTicks = ticksOf(ranges.y, height < 220 ? 3 : 5);
+  const yTicks = ticksOf(ranges.y, height < 220 ? 4 : 5);
   for (const tick of yTicks.ticks) {
     const at = place(scale.y(tick));
     out.push(`<path class="grid" d="M${MARGIN.left} ${at}H${right}"/>`);
@@ -95,7 +95,7 @@ export function drawChart(chart, { width, height, zoom, hidden = new Set(), id }
       `<text class="tick" x="${MARGIN.left - 7}" y="${at}" dy=".32em" text-anchor="end">${numberText(tick, yTicks.step)}</text>`,
     );
   }
-  const xTicks = ticksOf(ranges.x, Math.max(2, Math.floor(width / 90)));
+  const xTicks = ticksOf(ranges.x, Math.max(2, Math.floor(width / 75)));
   for (const tick of xTicks.ticks) {
     const at = place(scale.x(tick));
     out.push(`<path class="axis" d="M${at} ${bottom}v4"/>`);

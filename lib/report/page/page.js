@@ -58,7 +58,7 @@ function mount(figure) {
     draw();
   };
 
-  for (const { name, colour, dash = 0 } of chart.series.length > 1 ? chart.series : []) {
+  for (const { name, colour, dash = 0 } of chart.series) {
     const key = element('button', { type: 'button' });
     key.innerHTML = `<svg viewBox="0 0 22 8" aria-hidden="true"><path class="line c${colour} d${dash}" d="M1 4H21"/></svg>`;
     key.append(name);
@@ -100,7 +100,7 @@ function mount(figure) {
     const bin = chart.isHistogram && here[0].points[here[0].points.indexOf(here[0].point) + 1];
     const where = bin ? `${numberText(nearest)} to ${numberText(bin[0])}` : numberText(nearest);
     const rows = some.map(({ name, colour, dash = 0, point }) => {
-      const row = element('div', {});
+      const row = element('div', { className: 'told' });
       row.innerHTML = `<svg viewBox="0 0 22 8" aria-hidden="true"><path class="line c${colour} d${dash}" d="M1 4H21"/></svg>`;
       row.append(
         element('span', { textContent: name }),
