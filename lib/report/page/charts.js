@@ -24,13 +24,14 @@ export function ticksOf([low, high], count) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * ([1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999) ?? 10);
   const ticks = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) ticks.push(i * step);
+  for (let i = Math.ceil(low / step - 1e-9) + 0; i * step <= high + step * 1e-9; i++) ticks.push(i * step);
   return { ticks, step };
 }
 
 /** A number as an axis or a readout shows it. @param {number} value @param {number} [step] of the axis */
 export function numberText(value, step) {
   if (value === 0) return '0';
+  if (step === undefined && Number.isInteger(value) && Math.abs(value) < 1e6) return String(value).replace('-', '−');
   const size = Math.max(Math.abs(value), step ?? 0);
   if (size >= 1e6 || size < 1e-3)
     return value

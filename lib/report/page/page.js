@@ -51,8 +51,10 @@ function mount(figure) {
     svg.innerHTML = drawChart(chart, { width, height, ...view, id });
     reset.hidden = view.zoom === undefined;
   };
+  /** Shows no more than there is; without a range, all of it. */
   const zoomTo = (/** @type {[number, number] | undefined} */ range) => {
-    view.zoom = range;
+    const [first, last] = rangesOf(chart, undefined, view.hidden).x;
+    view.zoom = range && [Math.max(first, range[0]), Math.min(last, range[1])];
     cursor = undefined;
     readout.hidden = true;
     draw();
