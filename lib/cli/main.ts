@@ -252,7 +252,7 @@ program
   .command('setup')
   .description('fetch libtorch into the per-user cache')
   .option('--cpu', 'the CPU build (default)')
-  .option('--cuda', 'the CUDA build')
+  .option('--cuda', 'the CUDA build, 2 GB')
   .action(async (options) => {
     const { setup } = await import('./setup.js');
     await setup(options);

@@ -28,7 +28,7 @@ function load(): NativeAddon {
   explain(`libtorch ${libtorch.version} in ${libtorch.dir} could not be loaded`, 'run `wrpo doctor`', () => {
     const { preload } = require(shim) as { preload(path: string): void };
     preload(join(libtorch.dir, 'lib', 'libtorch_cpu.so'));
-    if (libtorch.variant !== 'cpu') preload(join(libtorch.dir, 'lib', 'libtorch_cuda.so'));
+    if (libtorch.variant !== 'cpu') preload(join(libtorch.dir, 'lib', 'libtorch_cuda.so')); // loads without a driver, too
   });
   const module = { exports: {} };
   explain('The native core could not be loaded', 'run `npm run build` to rebuild it on this machine', () =>
@@ -67,13 +67,15 @@ export function findCore(dir: string, { variant, ...libtorch }: Libtorch): strin
   if (variant === 'cpu') {
     throw new WrpoError('ERR_NATIVE_LOAD', `${core} is missing: run \`npm run build\` to build it.`);
   }
-  const remedy =
-    libtorch.origin === 'python'
-      ? 'run `wrpo setup` to fetch the CPU libtorch'
-      : `unset ${libtorch.origin} or point it to a CPU libtorch`;
+  const otherwise = {
+    python: 'run `wrpo setup` to fetch the CPU libtorch',
+    cache: 'set WRPO_LIBTORCH to a CPU libtorch',
+    WRPO_LIBTORCH: 'unset WRPO_LIBTORCH or point it to a CPU libtorch',
+    LIBTORCH: 'unset LIBTORCH or point it to a CPU libtorch',
+  }[libtorch.origin];
   throw new WrpoError(
     'ERR_NATIVE_LOAD',
-    `${libtorch.dir} is a CUDA libtorch (${variant}), and this build has no ${basename(core)} for it: ${remedy}.`,
+    `${libtorch.dir} is a CUDA libtorch (${variant}), and this build has no ${basename(core)} for it: run \`npm run build\` where nvcc of CUDA 12 or newer is, or ${otherwise}.`,
   );
 }
 
