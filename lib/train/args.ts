@@ -161,6 +161,8 @@ function buildSchema({ z }: typeof import('zod')) {
     packing: z.boolean().default(false),
     packingStrategy: z.enum(['bfd', 'wrapped']).default('bfd'),
     dtype: z.enum(['float32', 'bfloat16', 'float64', 'auto']).default('float32'),
+    /** Where the model is computed: `auto` is the GPU where there is a usable one, and says so. A GPU needs bfloat16. */
+    device: z.enum(['cpu', 'cuda', 'auto']).default('cpu'),
     shuffle: z.boolean().default(true),
     seed: z.number().int().default(42),
 

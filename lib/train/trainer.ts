@@ -16,6 +16,7 @@ import {
   type TrainerState,
 } from './checkpoint.js';
 import { evaluateSplit } from './evaluate.js';
+import { explainOutOfMemory } from './gpu-memory.js';
 import { RunLog } from './log.js';
 import { MetricMeans, type Metrics, Rate } from './metrics.js';
 import type { Terms } from './objective.js';
@@ -211,7 +212,9 @@ export class Trainer extends EventEmitter<TrainerEvents> {
         const step = state.global_step;
         const terms = this.#termsAt(run, step, total);
         const indices = this.#batchIndices(rows.length, globalBatch, epochSteps, step);
-        const taken = await takeStep(run, optimizer, indices, terms, args, step, signal);
+        const taken = await takeStep(run, optimizer, indices, terms, args, step, signal).catch((error: unknown) => {
+          throw explainOutOfMemory(error, model, args);
+        });
         state.global_step++;
         state.epoch = state.global_step / epochSteps;
 

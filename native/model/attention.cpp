@@ -51,7 +51,7 @@ bool inBlocks(const ModelConfig& c, int64_t window, const Batch& batch, const at
 
 }  // namespace
 
-void attentionForward(const ModelConfig& c, int64_t window, const Batch& batch, const at::Tensor& qkv,
+void cpu::attentionForward(const ModelConfig& c, int64_t window, const Batch& batch, const at::Tensor& qkv,
                       const at::Tensor& out, const at::Tensor& lse, bool promptQueries) {
   if (inBlocks(c, window, batch, qkv)) return blockedAttentionForward(c, window, batch, qkv, out, lse, promptQueries);
   auto self = [&](Range r) {
@@ -73,7 +73,7 @@ void attentionForward(const ModelConfig& c, int64_t window, const Batch& batch, 
   }
 }
 
-void attentionBackward(const ModelConfig& c, int64_t window, const Batch& batch, const at::Tensor& dOut,
+void cpu::attentionBackward(const ModelConfig& c, int64_t window, const Batch& batch, const at::Tensor& dOut,
                        const at::Tensor& qkv, const at::Tensor& out, const at::Tensor& lse, const at::Tensor& dQkv,
                        bool promptQueries) {
   if (inBlocks(c, window, batch, qkv))
