@@ -72,7 +72,8 @@ HeadArguments headArguments(Napi::Object o) {
       a.hidden.scalar_type() != a.weight.scalar_type() || a.hidden.device() != a.weight.device() ||
       (a.hidden.scalar_type() != at::kFloat && a.hidden.scalar_type() != at::kDouble &&
        a.hidden.scalar_type() != at::kBFloat16))
-    fail("ERR_CONFIG", "expected hidden [R, H] and weight [V, H] on one device and of one dtype: float32, float64 or bfloat16");
+    fail("ERR_CONFIG",
+         "expected hidden [R, H] and weight [V, H] on one device and of one dtype: float32, float64 or bfloat16");
   if (int64_t(a.targets.size()) != a.hidden.size(0))
     fail("ERR_CONFIG", "targets: expected " + std::to_string(a.hidden.size(0)) + " ids, received " +
                            std::to_string(a.targets.size()));
@@ -122,7 +123,8 @@ Napi::Value selectedLogProbsBackward(const Napi::CallbackInfo& call) {
               Workspace workspace(a.hidden.device());
               Gradients g{at::empty(a.hidden.sizes(), a.hidden.options()),
                           at::zeros(a.weight.sizes(), a.weight.options().dtype(statistics))};
-              Head(workspace, bytes).backward(a.hidden, a.weight, place(a.targets, a.hidden.device()), lse, dLogps, g.hidden, g.weight);
+              Head(workspace, bytes)
+                  .backward(a.hidden, a.weight, place(a.targets, a.hidden.device()), lse, dLogps, g.hidden, g.weight);
               return g;
             },
             [](Napi::Env env, const Gradients& g) -> Napi::Value {

@@ -338,7 +338,8 @@ void perf(const Case& c, at::ScalarType dtype, bool backward) {
   double mine = times[0][rounds / 2], aten = times[1][rounds / 2], copy = times[2][rounds / 2];
   // A line of JSON, as the other benchmarks print.
   std::printf(
-      "{\"bench\": \"kernel\", \"what\": \"%s %s\", \"dtype\": \"%s\", \"shape\": \"%s\", \"value\": %.4g, \"unit\": \"ms\", "
+      "{\"bench\": \"kernel\", \"what\": \"%s %s\", \"dtype\": \"%s\", \"shape\": \"%s\", \"value\": %.4g, \"unit\": "
+      "\"ms\", "
       "\"gbps\": %.4g, \"copyGbps\": %.4g, \"timesAsFastAsATen\": %.3g}\n",
       c.op.c_str(), backward ? "backward" : "forward", nameOf(dtype), c.shape.c_str(), mine * 1e3,
       double(bytes) / mine / 1e9, double(bytes) / copy / 1e9, aten / mine);

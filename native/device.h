@@ -1,5 +1,5 @@
-// Where tensors are: on the CPU or, with a CUDA core, on a GPU. What depends on it is here, in kernels/op.h, which picks
-// one of an op's two functions, and in cuda/; everything else is the same code for both.
+// Where tensors are: on the CPU or, with a CUDA core, on a GPU. What depends on it is here, in kernels/op.h, which
+// picks one of an op's two functions, and in cuda/; everything else is the same code for both.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <c10/core/Event.h>

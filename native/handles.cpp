@@ -320,7 +320,8 @@ Napi::Value ModelHandle::parameters(const Napi::CallbackInfo& info) {
     // `queued`: only to be handed back to the addon, which takes its turn.
     if (!flag(info[0], "queued")) requireIdle(info.Env(), "parameters()");
     auto m = model();
-    return namedViews(info.Env(), m->weights(), flag(info[0], "master") ? m->weights().masters() : Stored{m->weights().work, {}});
+    return namedViews(info.Env(), m->weights(),
+                      flag(info[0], "master") ? m->weights().masters() : Stored{m->weights().work, {}});
   });
 }
 

@@ -8,8 +8,8 @@
 #include <stdlib.h>
 
 // libgomp reads the first once, when it is loaded: by default its idle threads spin and fight with every other process
-// for the cores. With the second cuBLAS gives the same bits for the same input. A constructor runs once, whichever thread
-// comes first; the user's own settings win.
+// for the cores. With the second cuBLAS gives the same bits for the same input. A constructor runs once, whichever
+// thread comes first; the user's own settings win.
 __attribute__((constructor)) static void setDefaults(void) {
   setenv("OMP_WAIT_POLICY", "passive", 0);
   setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);

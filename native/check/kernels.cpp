@@ -64,7 +64,9 @@ Case headNorm(int64_t T, int64_t heads, int64_t d, double plus) {
   c.forward = {2 * T * H, 0};
   c.backward = {3 * T * H, 2 * d};
   auto own = [=](const at::Tensor& rows) { return rows.narrow(1, 0, H); };
-  c.ours.forward = [=](Tensors& t) { headNormForward(own(t["x"]), NormWeight{t["w"], plus}, eps, own(t["y"] = t["x"].clone())); };
+  c.ours.forward = [=](Tensors& t) {
+    headNormForward(own(t["x"]), NormWeight{t["w"], plus}, eps, own(t["y"] = t["x"].clone()));
+  };
   c.ours.backward = [=](Tensors& t) {
     headNormBackward(own(t["dx"] = t["dy"]), own(t["x"]), NormWeight{t["w"], plus}, eps, t["dw"]);
   };
@@ -167,7 +169,9 @@ Case ropeRotation(int64_t T, int64_t heads, int64_t d, int64_t rotated) {
   c.inputs = {normal("x", {T, ld}), normal("dy", {T, ld})};
   c.outputs = {"y", "dx"};
   c.forward = c.backward = {2 * T * heads * d, 0};
-  auto turn = [=](const at::Tensor& x, int sign) { return rope(x, heads, d, table, place(positions, at::kCPU), sign), x; };
+  auto turn = [=](const at::Tensor& x, int sign) {
+    return rope(x, heads, d, table, place(positions, at::kCPU), sign), x;
+  };
   c.ours = {[=](Tensors& t) { t["y"] = turn(t["x"], 1); }, [=](Tensors& t) { t["dx"] = turn(t["dy"], -1); }};
   auto plain = [=, rows = table.index_select(0, indices(positions))](const at::Tensor& x, int sign) {
     auto cosine = rows.select(1, 0).unsqueeze(1).to(x.scalar_type()),
@@ -280,7 +284,9 @@ Case logprob(int64_t R, int64_t V, double scale, double cap) {
     if (cap > 0) softcap(t["z"], cap);
     logprobForward(t["z"], place(targets, at::kCPU), t["logp"], t["lse"], t["argmax"]);
   };
-  c.ours.backward = [=](Tensors& t) { logprobBackward(t["dz"] = t["z"], place(targets, at::kCPU), t["lse"], t["dlogp"], cap); };
+  c.ours.backward = [=](Tensors& t) {
+    logprobBackward(t["dz"] = t["z"], place(targets, at::kCPU), t["lse"], t["dlogp"], cap);
+  };
   c.plain = {[=](Tensors& t) { plainLogprob(t, column, cap); },
              [=](Tensors& t) { plainLogprobBackward(t, column, cap); }};
   c.oracle = [=](Reals& v) { oracleLogprob(v, targets, V, cap); };

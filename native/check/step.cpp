@@ -1,7 +1,7 @@
-// step_check test|perf [shape] [tokens]: the engine's whole training step without Node, from the objects that ship, with
-// random weights at the shapes of known models. `test` holds a step in bfloat16, on the CPU and, where there is one, on
-// a GPU, against the same step in float32 on the CPU. `perf` times steps, on the GPU where there is one: one JSON line a
-// number.
+// step_check test|perf [shape] [tokens]: the engine's whole training step without Node, from the objects that ship,
+// with random weights at the shapes of known models. `test` holds a step in bfloat16, on the CPU and, where there is
+// one, on a GPU, against the same step in float32 on the CPU. `perf` times steps, on the GPU where there is one: one
+// JSON line a number.
 #include <ATen/Version.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/randn.h>
@@ -111,7 +111,8 @@ struct Trained {
 
   Trained(const ModelConfig& config, at::ScalarType type, at::Device device)
       : model(std::make_shared<Model>(config, type, Weights::Use::Trained, int64_t(512) << 20, device)),
-        optimizer((model->weights().initialize(7), model->trained()), {1e-3, 0.9, 0.999, 1e-8, 0, 1, 0, 0, "constant"}) {
+        optimizer((model->weights().initialize(7), model->trained()),
+                  {1e-3, 0.9, 0.999, 1e-8, 0, 1, 0, 0, "constant"}) {
     // Weights that bfloat16 holds exactly, so that every dtype begins with the same ones.
     const auto& weights = model->weights();
     for (const auto& p : weights.parameters()) {
@@ -197,9 +198,10 @@ void perf(const std::string& name, int64_t tokens) {
   if (gpu) where = gpu->name;
   Batch batch = quadruples(tokens, shape.vocabulary);
   auto line = [&](const char* what, double value, const char* unit) {
-    std::printf("{\"bench\": \"step\", \"shape\": \"%s\", \"tokens\": %ld, \"device\": \"%s\", \"what\": \"%s\", "
-                "\"value\": %.6g, \"unit\": \"%s\"}\n",
-                name.c_str(), long(batch.size()), where.c_str(), what, value, unit);
+    std::printf(
+        "{\"bench\": \"step\", \"shape\": \"%s\", \"tokens\": %ld, \"device\": \"%s\", \"what\": \"%s\", "
+        "\"value\": %.6g, \"unit\": \"%s\"}\n",
+        name.c_str(), long(batch.size()), where.c_str(), what, value, unit);
     std::fflush(stdout);
   };
   gpu ? resetGpuMemoryPeaks() : resetMemoryPeaks();
@@ -227,9 +229,11 @@ void perf(const std::string& name, int64_t tokens) {
   double H = double(shape.hidden), F = double(shape.feedForward);
   double layer = double(config.qkvSize()) * H + H * double(shape.heads * shape.headDim) + 3 * H * F;
   // Of the matrix products alone, forward and backward; attention's own are left out.
-  double operations = 6 * (layer * double(shape.layers * batch.size()) + H * double(shape.vocabulary * batch.responseRows()));
+  double operations =
+      6 * (layer * double(shape.layers * batch.size()) + H * double(shape.vocabulary * batch.responseRows()));
   double rate = 2 * double(batch.size()) * H * 2 * F / median(products);
-  double slowest = *std::max_element(steps.begin(), steps.end()), fastest = *std::min_element(steps.begin(), steps.end());
+  double slowest = *std::max_element(steps.begin(), steps.end()),
+         fastest = *std::min_element(steps.begin(), steps.end());
   line("step", 1e3 * median(steps), "ms");
   line("step_spread", (slowest - fastest) / median(steps), "of the median, over 5");
   line(gpu ? "host_until_log_probs" : "forward_backward", 1e3 * median(hosts), "ms");

@@ -31,8 +31,8 @@ struct Segments {
 
 }  // namespace
 
-// Of a batch, made at its first layer: everything, and the responses alone, over themselves; and of each prompt the rows
-// of its responses, over its own.
+// Of a batch, made at its first layer: everything, and the responses alone, over themselves; and of each prompt the
+// rows of its responses, over its own.
 struct AttentionSegments {
   Segments all, responses, queries, prompts;
 
@@ -117,10 +117,9 @@ struct Part {
                                                           const at::Tensor& lse) const {
     // Without dropout nothing reads the state of its random numbers.
     auto unused = at::empty({2}, q.options().dtype(at::kUInt64));
-    return at::_flash_attention_backward(heads(dOut, 0, c.heads, c.headDim), q, k, v,
-                                         heads(out, 0, c.heads, c.headDim), asGiven(lse, ofQueries),
-                                         ofQueries.placed, ofKeys.placed, ofQueries.longest, ofKeys.longest, 0.0,
-                                         causal, unused, unused, c.queryScale, left(), right());
+    return at::_flash_attention_backward(heads(dOut, 0, c.heads, c.headDim), q, k, v, heads(out, 0, c.heads, c.headDim),
+                                         asGiven(lse, ofQueries), ofQueries.placed, ofKeys.placed, ofQueries.longest,
+                                         ofKeys.longest, 0.0, causal, unused, unused, c.queryScale, left(), right());
   }
 };
 
@@ -128,8 +127,9 @@ struct Part {
 int64_t effective(int64_t window, const Batch& batch) {
   if (window == 0 || batch.longest() <= window) return 0;
   if (batch.promptTokens() > 0)
-    fail("ERR_DATA", "on a GPU, sequences longer than the sliding window cannot share their prompt: pack them with "
-                     "sharePrompt: false");
+    fail("ERR_DATA",
+         "on a GPU, sequences longer than the sliding window cannot share their prompt: pack them with "
+         "sharePrompt: false");
   return window;
 }
 
@@ -146,8 +146,7 @@ void cuda::attentionForward(const ModelConfig& c, int64_t window, const Batch& b
   rows(out).copy_(o.view({P + R - first, -1}));
   rows(lse).copy_(l);
   if (P == 0 || R == 0) return;
-  auto [o2, l2] =
-      Part(c, 0, qkv.narrow(0, P, R), qkv.narrow(0, 0, P), s.queries, s.prompts, false).forward();
+  auto [o2, l2] = Part(c, 0, qkv.narrow(0, P, R), qkv.narrow(0, 0, P), s.queries, s.prompts, false).forward();
   mergeLse(out.narrow(0, P, R), lse.narrow(0, P, R), o2.view({R, -1}), l2.contiguous(), c.heads);
 }
 

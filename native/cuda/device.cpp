@@ -14,8 +14,8 @@ namespace {
 // Of torch's own kernels: the same bits for the same input, and sums of bfloat16 products in float32 throughout.
 void prepare() {
   auto& context = at::globalContext();
-  // Only a warning where an op has no deterministic kernel: none is used. cuBLAS asks for CUBLAS_WORKSPACE_CONFIG, which
-  // shim.c sets. The filling of new memory would cost a pass over every buffer.
+  // Only a warning where an op has no deterministic kernel: none is used. cuBLAS asks for CUBLAS_WORKSPACE_CONFIG,
+  // which shim.c sets. The filling of new memory would cost a pass over every buffer.
   context.setDeterministicAlgorithms(true, /*warn_only=*/true);
   context.setDeterministicFillUninitializedMemory(false);
   context.setAllowBF16ReductionCuBLAS(false);

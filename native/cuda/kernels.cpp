@@ -1,4 +1,6 @@
 // The ops of kernels.h on a GPU: from tensors to the launches of kernels/launch.h, on torch's current stream.
+#include "kernels/kernels.h"
+
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAStream.h>
@@ -9,7 +11,6 @@
 #include "device.h"
 #include "error.h"
 #include "kernels/dispatch.h"
-#include "kernels/kernels.h"
 #include "kernels/launch.h"
 #include "kernels/row/adamw.h"
 #include "model/decoder.h"
@@ -26,7 +27,8 @@ launch::Stream stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
 Bf16* bf16(const at::Tensor& t) {
   if (!t.defined()) return nullptr;
   if (t.scalar_type() != at::kBFloat16)
-    fail("ERR_INTERNAL", std::string("the GPU's kernels compute in bfloat16, not in ") + c10::toString(t.scalar_type()));
+    fail("ERR_INTERNAL",
+         std::string("the GPU's kernels compute in bfloat16, not in ") + c10::toString(t.scalar_type()));
   return data<Bf16>(t);
 }
 float* floats(const at::Tensor& t) { return t.defined() ? data<float>(t) : nullptr; }
@@ -80,9 +82,7 @@ void swigluBackward(Activation activation, const at::Tensor& dh, const at::Tenso
                          h.size(1));
 }
 
-void softcap(const at::Tensor& z, double cap) {
-  launch::softcap(stream(), bf16(z), z.size(0), z.size(1), float(cap));
-}
+void softcap(const at::Tensor& z, double cap) { launch::softcap(stream(), bf16(z), z.size(0), z.size(1), float(cap)); }
 
 void logprobForward(const at::Tensor& z, const at::Tensor& targets, const at::Tensor& logp, const at::Tensor& lse,
                     const at::Tensor& argmax) {
@@ -98,8 +98,7 @@ void logprobBackward(const at::Tensor& z, const at::Tensor& targets, const at::T
 
 void mergeLse(const at::Tensor& out, const at::Tensor& lse, const at::Tensor& out2, const at::Tensor& lse2,
               int64_t heads) {
-  launch::mergeLse(stream(), bf16(out), floats(lse), bf16(out2), floats(lse2), out.size(0), heads,
-                   out.size(1) / heads);
+  launch::mergeLse(stream(), bf16(out), floats(lse), bf16(out2), floats(lse2), out.size(0), heads, out.size(1) / heads);
 }
 
 void dropout(const at::Tensor& x, const at::Tensor& keys, double p, const at::Tensor& y) {
@@ -127,9 +126,10 @@ void embeddingBackward(const at::Tensor& dx, const std::vector<int32_t>& ids, co
 
 void adamwUpdate(const at::Tensor& grad, const at::Tensor& m, const at::Tensor& v, const Stored& master,
                  const at::Tensor&, const at::Tensor& clip, const AdamWStep& s) {
-  launch::adamwUpdate(
-      stream(), bf16(master.tensor), data<int16_t>(master.low), floats(grad), floats(m), floats(v), grad.numel(),
-      row::adamwCoefficients<float>(s.learningRate, s.beta1, s.beta2, s.eps, s.weightDecay, s.step), data<double>(clip) + 1);
+  launch::adamwUpdate(stream(), bf16(master.tensor), data<int16_t>(master.low), floats(grad), floats(m), floats(v),
+                      grad.numel(),
+                      row::adamwCoefficients<float>(s.learningRate, s.beta1, s.beta2, s.eps, s.weightDecay, s.step),
+                      data<double>(clip) + 1);
 }
 
 at::Tensor gradientNorm(const at::Tensor& grad, double maxNorm) {

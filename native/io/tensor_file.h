@@ -11,10 +11,10 @@
 namespace wrpo {
 
 struct TensorRange {
-  std::string name;        // for messages
-  Stored destination;      // its shape is the stored shape
-  at::ScalarType stored;   // dtype in the file
-  int64_t offset, bytes;   // in the file
+  std::string name;       // for messages
+  Stored destination;     // its shape is the stored shape
+  at::ScalarType stored;  // dtype in the file
+  int64_t offset, bytes;  // in the file
 };
 // Copies the ranges of one file into their destinations, converting dtypes.
 void readTensors(const std::string& path, const std::vector<TensorRange>& ranges);

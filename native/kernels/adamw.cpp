@@ -16,10 +16,10 @@ using namespace simd;
 constexpr int64_t chunk = 65536;
 
 template <class S>
-WRPO_INLINE void updateRange(S* p, S* grad, S* m, S* v, const AdamWStep& step, double clip, int64_t begin, int64_t end) {
+WRPO_INLINE void updateRange(S* p, S* grad, S* m, S* v, const AdamWStep& step, double clip, int64_t begin,
+                             int64_t end) {
   // 1 - beta is taken in double: from a float32 0.999 it would be wrong by 1e-5.
-  const S scale = S(clip), new1 = S(1 - step.beta1), b2 = S(step.beta2), new2 = S(1 - step.beta2),
-          eps = S(step.eps);
+  const S scale = S(clip), new1 = S(1 - step.beta1), b2 = S(step.beta2), new2 = S(1 - step.beta2), eps = S(step.eps);
   const S keep = S(1 - step.learningRate * step.weightDecay);
   const S stepSize = S(step.learningRate / (1 - std::pow(step.beta1, double(step.step))));
   const S rootCorrection = S(std::sqrt(1 - std::pow(step.beta2, double(step.step))));

@@ -1,7 +1,8 @@
 // Dropout without a stored mask: every element decides by a hash, so that backward finds the same mask again.
+#include "kernels/row/dropout.h"
+
 #include "kernels/dispatch.h"
 #include "kernels/kernels.h"
-#include "kernels/row/dropout.h"
 #include "kernels/simd.h"
 
 namespace wrpo {
@@ -15,7 +16,8 @@ WRPO_INLINE void dropRows(const T* x, const uint32_t* keys, uint32_t threshold, 
     const T* from = x + t * width;
     T* to = y + t * width;
     uint32_t key = keys[t];
-    for (int64_t i = 0; i < width; ++i) to[i] = row::draw(key, uint32_t(i)) >= threshold ? T(S(from[i]) * scale) : T(S(0));
+    for (int64_t i = 0; i < width; ++i)
+      to[i] = row::draw(key, uint32_t(i)) >= threshold ? T(S(from[i]) * scale) : T(S(0));
   }
 }
 
@@ -36,7 +38,8 @@ void cpu::dropout(const at::Tensor& x, const at::Tensor& keys, double p, const a
   byType(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     parallelRows(x.size(0), 16, [&](int64_t begin, int64_t end) {
-      drop(data<T>(x), data<uint32_t>(keys), threshold, simd::ScalarOf<T>(1 / (1 - p)), data<T>(y), x.size(1), begin, end);
+      drop(data<T>(x), data<uint32_t>(keys), threshold, simd::ScalarOf<T>(1 / (1 - p)), data<T>(y), x.size(1), begin,
+           end);
     });
   });
 }

@@ -95,7 +95,7 @@ void cpu::headNormForward(const at::Tensor& x, const NormWeight& w, double eps, 
 }
 
 void cpu::headNormBackward(const at::Tensor& dy, const at::Tensor& x, const NormWeight& w, double eps,
-                      const at::Tensor& dw) {
+                           const at::Tensor& dw) {
   byType(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using S = ScalarOf<T>;

@@ -66,8 +66,8 @@ void headNormForward(const at::Tensor& x, const NormWeight& w, double eps, const
 void headNormBackward(const at::Tensor& dy, const at::Tensor& x, const NormWeight& w, double eps, const at::Tensor& dw);
 
 // ---- rope.cpp: rotary embedding, half-split as in Hugging Face's rotate_half
-// Rotates the first `heads` heads of each row of x [T, ld] in place, row t by row rows[t] (int32 [T]) of the table; sign
-// -1 is the backward rotation (the transpose).
+// Rotates the first `heads` heads of each row of x [T, ld] in place, row t by row rows[t] (int32 [T]) of the table;
+// sign -1 is the backward rotation (the transpose).
 void rope(const at::Tensor& x, int64_t heads, int64_t headDim, const at::Tensor& table, const at::Tensor& rows,
           int sign);
 

@@ -33,7 +33,7 @@ WRPO_MERGE(c10::BFloat16)
 }  // namespace
 
 void cpu::mergeLse(const at::Tensor& out, const at::Tensor& lse, const at::Tensor& out2, const at::Tensor& lse2,
-              int64_t heads) {
+                   int64_t heads) {
   byType(out.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using S = simd::ScalarOf<T>;

@@ -27,10 +27,10 @@ struct Op {
 }  // namespace wrpo
 
 #ifdef WRPO_CUDA
-#define WRPO_OP(name)               \
-  namespace cuda {                  \
-  decltype(wrpo::cpu::name) name;   \
-  }                                 \
+#define WRPO_OP(name)             \
+  namespace cuda {                \
+  decltype(wrpo::cpu::name) name; \
+  }                               \
   inline constexpr Op<decltype(cpu::name)> name { cpu::name, cuda::name }
 #else
 #define WRPO_OP(name) \

@@ -100,7 +100,7 @@ WRPO_RMS(c10::BFloat16)
 }  // namespace
 
 void cpu::rmsNormForward(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& sum, const NormWeight& w,
-                    double eps, const at::Tensor& y, const at::Tensor& rstd) {
+                         double eps, const at::Tensor& y, const at::Tensor& rstd) {
   byType(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using S = ScalarOf<T>;
@@ -113,7 +113,7 @@ void cpu::rmsNormForward(const at::Tensor& x, const at::Tensor& residual, const 
 }
 
 void cpu::rmsNormBackward(const at::Tensor& dy, const at::Tensor& x, const NormWeight& w, const at::Tensor& rstd,
-                     const at::Tensor& dx, const at::Tensor& dw) {
+                          const at::Tensor& dx, const at::Tensor& dw) {
   byType(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using S = ScalarOf<T>;

@@ -52,7 +52,7 @@ bool inBlocks(const ModelConfig& c, int64_t window, const Batch& batch, const at
 }  // namespace
 
 void cpu::attentionForward(const ModelConfig& c, int64_t window, const Batch& batch, const at::Tensor& qkv,
-                      const at::Tensor& out, const at::Tensor& lse, bool promptQueries) {
+                           const at::Tensor& out, const at::Tensor& lse, bool promptQueries) {
   if (inBlocks(c, window, batch, qkv)) return blockedAttentionForward(c, window, batch, qkv, out, lse, promptQueries);
   auto self = [&](Range r) {
     if (r.length == 0) return;
@@ -74,8 +74,8 @@ void cpu::attentionForward(const ModelConfig& c, int64_t window, const Batch& ba
 }
 
 void cpu::attentionBackward(const ModelConfig& c, int64_t window, const Batch& batch, const at::Tensor& dOut,
-                       const at::Tensor& qkv, const at::Tensor& out, const at::Tensor& lse, const at::Tensor& dQkv,
-                       bool promptQueries) {
+                            const at::Tensor& qkv, const at::Tensor& out, const at::Tensor& lse, const at::Tensor& dQkv,
+                            bool promptQueries) {
   if (inBlocks(c, window, batch, qkv))
     return blockedAttentionBackward(c, window, batch, dOut, qkv, lse, dQkv, promptQueries);
   auto part = [&](Range queries, Range keys, bool causal) {

@@ -53,8 +53,7 @@ at::Tensor Head::logits(const at::Tensor& hidden, const at::Tensor& weight) {
   return logits;
 }
 
-HeadOutput Head::logProbs(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets,
-                          bool argmax) {
+HeadOutput Head::logProbs(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets, bool argmax) {
   int64_t R = hidden.size(0), step = std::min(R, chunkRows(weight));
   Range range("head");
   auto stats = hidden.options().dtype(computeType(hidden.scalar_type()));
@@ -70,9 +69,9 @@ HeadOutput Head::logProbs(const at::Tensor& hidden, const at::Tensor& weight, co
   return output;
 }
 
-HeadOutput Head::forwardBackward(const at::Tensor& hidden, const at::Tensor& weight,
-                                 const at::Tensor& targets, const std::vector<int64_t>& unitOffsets,
-                                 const Gradient& gradient, const at::Tensor& dHidden, const at::Tensor& dWeight) {
+HeadOutput Head::forwardBackward(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets,
+                                 const std::vector<int64_t>& unitOffsets, const Gradient& gradient,
+                                 const at::Tensor& dHidden, const at::Tensor& dWeight) {
   int64_t R = hidden.size(0), limit = std::min(R, chunkRows(weight));
   Range range("head");
   auto stats = hidden.options().dtype(computeType(hidden.scalar_type()));

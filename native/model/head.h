@@ -25,8 +25,7 @@ class Head {
   at::Tensor logits(const at::Tensor& hidden, const at::Tensor& weight);
 
   // hidden [R, H], weight [V, H], targets int32 [R], every one in [0, V), all on one device.
-  HeadOutput logProbs(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets,
-                      bool argmax);
+  HeadOutput logProbs(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets, bool argmax);
 
   // dLogp: rows [first, last) of the output are known; fill in their dLoss/dlogp. Called once for each unit of rows, in
   // order, as soon as its log-probs exist.
@@ -40,8 +39,8 @@ class Head {
                              const at::Tensor& dHidden, const at::Tensor& dWeight);
 
   // Backward alone, from a given lse and dLoss/dlogp [R].
-  void backward(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets,
-                const at::Tensor& lse, const at::Tensor& dLogp, const at::Tensor& dHidden, const at::Tensor& dWeight);
+  void backward(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets, const at::Tensor& lse,
+                const at::Tensor& dLogp, const at::Tensor& dHidden, const at::Tensor& dWeight);
 
  private:
   int64_t chunkRows(const at::Tensor& weight) const;

@@ -156,8 +156,8 @@ Accumulated Model::accumulate(const Batch& batch, const AdapterUse& use, const O
     contests(output.logp, dLogp, tables, objective, normalizer, firstGroup, g);
   };
   const auto& grads = weights_->gradView();
-  head_.forwardBackward(predicted, weights_->view.head, place(rows.targets, device), unitOffsets, dLossDLogp, dPredicted,
-                        grads.head);
+  head_.forwardBackward(predicted, weights_->view.head, place(rows.targets, device), unitOffsets, dLossDLogp,
+                        dPredicted, grads.head);
   // Read while a GPU is at work on what follows, so that the next micro-batch is on its way before this one is done.
   Readback read(tables.results);
   if (!rows.all) {

@@ -41,8 +41,8 @@ AdamW::Step AdamW::step() {
     AdamWStep run = update;
     if (!all[i].decay) run.weightDecay = 0;
     auto part = [&](const at::Tensor& t) { return t.narrow(0, begin, end - begin); };
-    adamwUpdate(part(grad), part(m), part(v), trained_->masters().narrow(begin, end - begin), part(trained_->work), clip,
-                run);
+    adamwUpdate(part(grad), part(m), part(v), trained_->masters().narrow(begin, end - begin), part(trained_->work),
+                clip, run);
     i = j;
   }
   double norm = data<double>(read.values())[0];
