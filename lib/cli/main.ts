@@ -297,7 +297,7 @@ program
   .summary('fetch libtorch')
   .description('fetch libtorch into the per-user cache')
   .option('--cpu', 'the CPU build (default)')
-  .option('--cuda', 'the CUDA build')
+  .option('--cuda', 'the CUDA build, 2 GB')
   .option('--from <archive>', 'a torch wheel or libtorch archive: a file, or an address; a broken download goes on')
   .option('--sha256 <sum>', 'what the archive must hash to')
   .option('--json', 'print one JSON object')
