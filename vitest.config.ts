@@ -11,7 +11,9 @@ class ByNumber extends BaseSequencer {
 export default defineConfig({
   test: {
     // `npm run torture`: what takes minutes, and breaks things.
-    include: process.env.TORTURE ? ['test/torture/*.test.ts', 'test/24.hostile.test.ts'] : ['test/*.test.ts'],
+    include: process.env.TORTURE
+      ? ['test/torture/*.test.ts', 'test/24.*.test.ts', 'test/47.store.test.ts']
+      : ['test/*.test.ts'],
     sequence: { sequencer: ByNumber },
     // Every file computes on all cores: side by side they would only wait for each other.
     fileParallelism: false,

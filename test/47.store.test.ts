@@ -353,8 +353,9 @@ describe('processes that are killed', () => {
     const expected = contentsOf(whole);
     expect(Object.keys(expected)).toContain('selected/train.jsonl');
     const random = randomOf(Number(process.env.WRPO_KILL_SEED ?? 7));
+    const rounds = process.env.TORTURE ? 14 : 1;
     const killed = { sample: 0, score: 0, select: 0 };
-    for (let round = 0; round < Number(process.env.WRPO_KILL_ROUNDS ?? 1); round++) {
+    for (let round = 0; round < rounds; round++) {
       const cut = fresh();
       const rows = () =>
         filesBelow(cut)
@@ -387,9 +388,11 @@ describe('processes that are killed', () => {
       const needed = 120 * 2 * 2 * 2 + 82 * 2 * 2;
       expect(server.seen.length - asked).toBeLessThanOrEqual(needed + (started - 3) * 3 * (32 + 4) * 2);
     }
-    if (process.env.WRPO_KILL_ROUNDS) console.log(JSON.stringify(killed));
-    for (const stage of STAGES) expect(killed[stage], stage).toBeGreaterThan(0);
-  });
+    if (rounds > 1) console.log(`all kills survived: ${JSON.stringify(killed)}`);
+    // Selecting takes so little time that it is over before most kills.
+    const least = rounds > 1 ? { sample: 30, score: 30, select: 1 } : { sample: 1, score: 1, select: 1 };
+    for (const stage of STAGES) expect(killed[stage], stage).toBeGreaterThanOrEqual(least[stage]);
+  }, 1_800_000);
 
   it('leave nothing that the next run does not clear away', async () => {
     const cut = fresh();

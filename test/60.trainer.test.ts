@@ -437,6 +437,9 @@ describe('what a run tells', () => {
   it('trainer_state.json, manifest.json and config.yaml', () => {
     const state = readJson(join(out, 'trainer_state.json'));
     expect(state).toMatchObject({ global_step: 4, max_steps: 4, epoch: 1 });
+    const last = state.log_history.pop();
+    expect(last).toMatchObject({ step: 4, epoch: 1 });
+    expect([last.train_runtime > 0, last.train_loss > 0]).toEqual([true, true]);
     expect(state.log_history).toEqual(readJsonLines(join(out, 'metrics.jsonl')));
     const halfway = readJson(join(out, 'checkpoint-2', 'trainer_state.json'));
     expect(halfway).toMatchObject({ global_step: 2, max_steps: 4, epoch: 0.5 });

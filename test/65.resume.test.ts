@@ -44,7 +44,8 @@ const train = trainingOn(rows, held, ARGS);
 /** `trainer_state.json` without what no two processes share. */
 function stateOf(dir: string) {
   const { log_history, ...state } = readJson(join(dir, 'trainer_state.json'));
-  for (const line of log_history) for (const name of ['tokens_per_second', 'peak_memory_bytes']) delete line[name];
+  const times = ['tokens_per_second', 'peak_memory_bytes', 'train_runtime'];
+  for (const line of log_history) for (const name of times) delete line[name];
   return { ...state, log_history };
 }
 

@@ -58,9 +58,7 @@ function findClang() {
     const flags = ['-fsanitize=fuzzer,address,undefined', '-x', 'c++', '-', '-o', '/dev/null'];
     const source = 'extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }';
     const compiles = spawnSync(`clang++${suffix}`, flags, { input: source }).status === 0;
-    return (
-      compiles && ['llvm-cov', 'llvm-profdata'].every((tool) => spawnSync(tool + suffix, ['--version']).status === 0)
-    );
+    return compiles && ['llvm-cov', 'llvm-profdata'].every((tool) => !spawnSync(tool + suffix, ['--help']).error);
   };
   const suffixes = ['', ...Array.from({ length: 12 }, (_, i) => `-${25 - i}`)];
   const needs = 'fuzz: needs Clang with libFuzzer, the sanitizers and llvm-cov';

@@ -227,12 +227,22 @@ program
 
 program
   .command('report')
-  .description('what a run or a fusion has to tell, as one HTML file')
-  .argument('<dir>', 'directory of a training run or of a fusion')
+  .description('what a training run or a fusion did, as one HTML file that needs no other')
+  .argument('<dir>', 'directory of the run or fusion')
   .option('--output <file>', 'where to write; default: report.html in the directory')
   .action(async (directory, options) => {
     const { report } = await import('./report.js');
     await report(directory, options);
+  });
+
+program
+  .command('watch')
+  .description('the same while it goes on: a page on this machine alone that follows the run')
+  .argument('<dir>', 'directory of the run or fusion')
+  .option('--port <number>', 'default: one that is free', count)
+  .action(async (directory, options) => {
+    const { watchRun } = await import('./report.js');
+    await watchRun(directory, options);
   });
 
 program
@@ -287,7 +297,7 @@ program
   .summary('fetch libtorch')
   .description('fetch libtorch into the per-user cache')
   .option('--cpu', 'the CPU build (default)')
-  .option('--cuda', 'the CUDA build')
+  .option('--cuda', 'the CUDA build, 2 GB')
   .option('--from <archive>', 'a torch wheel or libtorch archive: a file, or an address; a broken download goes on')
   .option('--sha256 <sum>', 'what the archive must hash to')
   .option('--json', 'print one JSON object')

@@ -86,8 +86,13 @@ const MARGINS: Panel = {
   ],
 };
 
+const LOSS = 'loss, nats';
+/** IPO's loss is a square of what is in nats elsewhere. */
+const labelOf = (y: string, lossType: unknown): string =>
+  y === LOSS && /ipo/.test(String(lossType)) ? 'loss, nats²' : y;
+
 const ONE_RUN: Panel[] = [
-  { title: 'Loss', y: 'loss, nats', curves: training('loss') },
+  { title: 'Loss', y: LOSS, curves: training('loss') },
   MARGINS,
   {
     title: 'Accuracies',
@@ -131,8 +136,8 @@ const ONE_RUN: Panel[] = [
 
 /** What several runs are compared in; one curve a run. */
 const SEVERAL_RUNS: (Omit<Panel, 'curves'> & { metric: string })[] = [
-  { title: 'Loss', note: 'Only runs of the same objective can be compared.', y: 'loss, nats', metric: 'loss' },
-  { title: 'Loss on held-out quadruples', y: 'loss, nats', metric: 'eval_loss' },
+  { title: 'Loss', y: LOSS, metric: 'loss' },
+  { title: 'Loss on held-out quadruples', y: LOSS, metric: 'eval_loss' },
   {
     title: 'Reward margin',
     note: 'Of the chosen side over the rejected one.',
@@ -167,15 +172,25 @@ const SEVERAL_RUNS: (Omit<Panel, 'curves'> & { metric: string })[] = [
 /** All of one run. */
 export const curvesOfRun = (run: TrainingRun): Chart[] => ONE_RUN.flatMap((panel) => chartOf(panel, run));
 
-/** Runs beside each other. */
+/** Runs beside each other; losses only of one objective, since those of others are of another kind. */
 export function curvesOfRuns(runs: readonly TrainingRun[]): Chart[] {
+  const styled = runs.map((run, i) => ({ run, colour: i % PALETTE, dash: Math.floor(i / PALETTE) % 4 }));
+  const losses = [...new Set(runs.map(({ config }) => String(config.loss_type)))];
   return SEVERAL_RUNS.flatMap(({ metric: name, ...panel }) => {
-    const series = runs.map((run, i) => ({
-      ...{ name: run.name, colour: i % PALETTE, dash: Math.floor(i / PALETTE) % 4 },
-      points: pointsOf(run.lines, metric(name)),
-    }));
-    const some = series.filter(({ points }) => points.length > 0);
-    return some.length > 0 ? [{ ...panel, x: 'step', series: some }] : [];
+    const groups = name.endsWith('loss') && losses.length > 1 ? losses : [undefined];
+    return groups.flatMap((loss) => {
+      const own = styled.filter(({ run }) => loss === undefined || String(run.config.loss_type) === loss);
+      const series = own.map(({ run, ...style }) => ({
+        name: run.name,
+        ...style,
+        points: pointsOf(run.lines, metric(name)),
+      }));
+      const some = series.filter(({ points }) => points.length > 0);
+      const title = loss === undefined ? panel.title : `${panel.title} (${loss})`;
+      return some.length > 0
+        ? [{ ...panel, title, x: 'step', y: labelOf(panel.y, loss ?? losses[0]), series: some }]
+        : [];
+    });
   });
 }
 
@@ -187,10 +202,10 @@ export function marginsOfRuns(runs: readonly TrainingRun[]): Chart[] {
   return both.flatMap((run) => chartOf({ ...MARGINS, title: run.name, note: undefined }, run));
 }
 
-function chartOf({ curves, ...panel }: Panel, { lines }: TrainingRun): Chart[] {
+function chartOf({ curves, ...panel }: Panel, { lines, config }: TrainingRun): Chart[] {
   const series = curves.map(({ value, ...curve }) => ({ ...curve, points: pointsOf(lines, value) }));
   const some = series.filter(({ points }) => points.length > 0);
-  return some.length > 0 ? [{ ...panel, x: 'step', series: some }] : [];
+  return some.length > 0 ? [{ ...panel, x: 'step', y: labelOf(panel.y, config.loss_type), series: some }] : [];
 }
 
 /** More than a screen can show. */

@@ -40,7 +40,7 @@ export function logProbCharts(rows: readonly LogProbRow[]): Chart[] {
   const models = [...new Set(rows.map(({ model }) => model))];
   const perToken = (row: LogProbRow, role: (typeof QUADRUPLE_ROLES)[number]) => row[role] / row.lengths[role];
   const range = rangeOf(rows.flatMap((row) => QUADRUPLE_ROLES.map((role) => perToken(row, role))));
-  const charts = models.map((model) => {
+  return models.map((model) => {
     const own = rows.filter((row) => row.model === model);
     const [ws, wt, l] = QUADRUPLE_ROLES.map((role) => own.map((row) => perToken(row, role)));
     const samples = [ws!, wt!, l!].map((values, i) => ({
@@ -51,8 +51,6 @@ export function logProbCharts(rows: readonly LogProbRow[]): Chart[] {
     const note = `y_ws − y_l: ${sign}${Math.abs(difference).toFixed(2)} in the mean, Wasserstein distance ${wasserstein.toFixed(2)}`;
     return { ...histogram(model, 'log-prob per token, nats', samples, range), note };
   });
-  const top = Math.max(...charts.flatMap(({ series }) => series.flatMap(({ points }) => points.map(([, y]) => y))));
-  return charts.map((chart) => ({ ...chart, yRange: [0, top] }));
 }
 
 interface Sample {
@@ -63,16 +61,27 @@ interface Sample {
 
 /** Shares of samples in equal bins of one range. */
 export function histogram(title: string, x: string, samples: readonly Sample[], range?: [number, number]): Chart {
-  const [low, high] = range ?? rangeOf(samples.flatMap(({ values }) => values));
-  const width = (high - low) / BINS;
-  const edges = Array.from({ length: BINS + 1 }, (_, i) => rounded(low + i * width));
+  const { low, width, count } = binsOf(
+    samples.flatMap(({ values }) => values),
+    range,
+  );
+  const edges = Array.from({ length: count + 1 }, (_, i) => rounded(low + i * width));
   const series = samples.map(({ values, ...sample }): Series => {
-    const counts = new Array<number>(BINS + 1).fill(0);
-    for (const value of values) counts[Math.min(BINS - 1, Math.max(0, Math.floor((value - low) / width)))]! += 1;
-    counts[BINS] = counts[BINS - 1]!;
-    return { ...sample, points: edges.map((edge, i) => [edge, rounded((100 * counts[i]!) / values.length)]) };
+    const counts = new Array<number>(count).fill(0);
+    for (const value of values) counts[Math.min(count - 1, Math.max(0, Math.floor((value - low) / width)))]! += 1;
+    const heights = [...counts, counts.at(-1)!]; // the last edge ends the last bin
+    return { ...sample, points: edges.map((edge, i) => [edge, rounded((100 * heights[i]!) / values.length)]) };
   });
   return { title, x, y: 'share of responses, %', series, isHistogram: true };
+}
+
+/** Equal bins; of whole numbers each holds equally many, or a comb would show that is not there. */
+function binsOf(values: readonly number[], range = rangeOf(values)): { low: number; width: number; count: number } {
+  const [low, high] = range;
+  if (!values.every(Number.isInteger)) return { low, width: (high - low) / BINS, count: BINS };
+  const from = Math.floor(low);
+  const width = Math.ceil((Math.floor(high) + 1 - from) / BINS);
+  return { low: from, width, count: Math.ceil((Math.floor(high) + 1 - from) / width) };
 }
 
 /** What a histogram shows: all but the outermost values. */

@@ -39,18 +39,23 @@ export interface Cell {
   mark?: { at: number; low?: number; high?: number; isBar?: boolean };
 }
 
-/** A table; columns whose name is given as a list hold numbers and stand to the right. */
+/**
+ * A table; columns whose name is given as a list hold numbers and stand to the right. What is drawn beside values has a
+ * column of its own.
+ */
 export function table(head: readonly (string | [string])[], rows: readonly (readonly (Cell | Part)[])[]): Html {
+  const lines = rows.map((cells) => cells.map((cell) => (isCell(cell) ? cell : { value: cell })));
   const isNumber = head.map((name) => typeof name !== 'string');
-  const titles = head.map((name, i) => html`<th scope="col"${isNumber[i] && NUMBER}>${name}</th>`);
-  const body = rows.map((cells) => {
-    const [first, ...rest] = cells.map((cell) => (isCell(cell) ? cell : { value: cell }));
-    const others = rest.map(({ value, mark }, i) =>
-      mark
-        ? html`<td class="n marked">${value}${markOf(mark)}</td>`
-        : html`<td${isNumber[i + 1] && NUMBER}>${value}</td>`,
-    );
-    return html`<tr><th scope="row">${first!.value}</th>${others}</tr>\n`;
+  const isMarked = head.map((_, i) => lines.some((cells) => cells[i]?.mark));
+  const titles = head.map(
+    (name, i) => html`<th scope="col"${isNumber[i] && NUMBER}>${name}</th>${isMarked[i] && new Html('<td></td>')}`,
+  );
+  const body = lines.map((cells) => {
+    const [first, ...rest] = cells.map(({ value, mark }, i) => {
+      const drawn = isMarked[i] && html`<td class="mark">${mark && markOf(mark)}</td>`;
+      return i === 0 ? html`<th scope="row">${value}</th>` : html`<td${isNumber[i] && NUMBER}>${value}</td>${drawn}`;
+    });
+    return html`<tr>${first}${rest}</tr>\n`;
   });
   return html`<div class="wide"><table><thead><tr>${titles}</tr></thead><tbody>\n${body}</tbody></table></div>\n`;
 }
@@ -65,5 +70,5 @@ function markOf({ at, low, high, isBar }: NonNullable<Cell['mark']>): Html {
   const shape = isBar
     ? html`<rect x="2" y="2" width="${(96 * at).toFixed(1)}" height="6"/>`
     : html`${reach}<circle cx="${x(at)}" cy="5" r="2.5"/>`;
-  return html`<svg class="mark" viewBox="0 0 100 10" aria-hidden="true"><path class="rule" d="M2 5H98"/>${shape}</svg>`;
+  return html`<svg viewBox="0 0 100 10" aria-hidden="true"><path class="rule" d="M2 5H98"/>${shape}</svg>`;
 }

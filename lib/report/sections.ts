@@ -40,21 +40,24 @@ export class Charts {
 }
 
 export function warningsOf({ runs, tuning, fusion }: Directory): Html | undefined {
-  const ofRun = (run: TrainingRun) =>
-    allWarnings(run.lines).map(
-      ({ step, message }) => html`<b class="at">${fusion ? `${run.name}, ` : ''}step ${step}:</b> ${message}`,
-    );
   const names = runs.map(({ name }) => name);
   const ofFusion = fusion
     ? [...dataWarnings(fusion.quadruples, fusion.selection), ...resultWarnings(fusion.results?.rows ?? [], names)]
     : [];
-  const all: Part[] = [...ofFusion, ...[...(tuning ? [tuning] : []), ...runs].flatMap(ofRun)];
-  if (all.length === 0) return undefined;
-  const items = (some: Part[]) => html`<ul class="warnings">${some.map((one) => html`<li>${one}</li>\n`)}</ul>\n`;
-  const most = 6;
-  if (all.length <= most) return items(all);
-  const rest = html`<details><summary>${all.length - most} more warnings</summary>${items(all.slice(most))}</details>\n`;
-  return html`${items(all.slice(0, most))}${rest}`;
+  const all: Part[] = [...ofFusion, ...ofLogs([...(tuning ? [tuning] : []), ...runs], fusion !== undefined)];
+  return all.length > 0 ? html`<ul class="warnings">\n${all.map((one) => html`<li>${one}</li>\n`)}</ul>\n` : undefined;
+}
+
+/** What the runs' logs warn of, each kind once: of the first run in full, then where else. */
+function ofLogs(runs: readonly TrainingRun[], areSeveral: boolean): Html[] {
+  const found = runs.flatMap((run) => allWarnings(run.lines).map((warning) => ({ ...warning, run: run.name })));
+  const kinds = [...new Set(found.map(({ name }) => name))];
+  return kinds.map((kind) => {
+    const [first, ...others] = found.filter(({ name }) => name === kind);
+    const at = ({ run, step }: (typeof found)[number]) => (areSeveral ? `${run} (step ${step})` : `step ${step}`);
+    const also = others.length > 0 && html` <small>Also ${others.map(at).join(', ')}.</small>`;
+    return html`<b class="at">${at(first!)}:</b> ${first!.message}.${also}`;
+  });
 }
 
 export function sectionsOf(directory: Directory, charts: Charts): Section[] {
@@ -129,7 +132,7 @@ function responses(selection: Selection, quadruples: Fusion['quadruples'], chart
 <h3>Whose answer is y_ws (Table 1)</h3>
 ${table(['source', ['share of prompts, %']], ofSources)}
 ${ofRoles.length > 0 && html`<h3>The responses of a quadruple</h3>\n${table(['response', ['mean score'], ['mean length, characters']], ofRoles)}`}
-${charts.figures('responses', quadrupleCharts(quadruples))}`;
+${charts.figures('responses', quadrupleCharts(quadruples), { small: true })}`;
 }
 
 function trainingOf(runs: readonly TrainingRun[], tuning: TrainingRun | undefined, charts: Charts): Html | undefined {

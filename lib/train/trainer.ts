@@ -9,6 +9,7 @@ import { evaluates, refuseLossKeys, resolveArgs, type TrainingArgs, type Trainin
 import { loadBest, locateBest, looksForBest, noteBest } from './best.js';
 import { pruneCheckpoints, type TrainerState } from './checkpoint.js';
 import { evaluateSplit } from './evaluate.js';
+import { explainOutOfMemory } from './gpu-memory.js';
 import { RunLog } from './log.js';
 import type { Metrics } from './metrics.js';
 import type { Terms } from './objective.js';
@@ -79,6 +80,8 @@ interface Course {
   saver: Saver;
   bar: Progress;
   signal?: AbortSignal;
+  /** When the data and models were there. */
+  began: number;
 }
 
 export class Trainer extends EventEmitter<TrainerEvents> {
@@ -142,6 +145,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     const { objective } = this.#options;
     signal?.throwIfAborted();
     const run = await this.#prepare();
+    const began = performance.now();
     signal?.throwIfAborted();
     if (looksForBest(args) && !run.eval)
       throw new WrpoError('ERR_CONFIG', 'to find the best model, there must be evaluation data');
@@ -171,7 +175,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
       this.emit('save', dir),
     );
     const bar = progressBar('training', plan.total, !args.disableTqdm);
-    return { run, plan, optimizer, state, tally, log, saver, bar, signal };
+    return { run, plan, optimizer, state, tally, log, saver, bar, signal, began };
   }
 
   /** A step and what follows it: log, evaluation, checkpoint. */
@@ -180,7 +184,10 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     const { run, plan, optimizer, state, tally, log, bar, signal } = course;
     const { global_step: before } = state;
     const terms = this.#termsAt(run, before, plan.total);
-    const taken = await takeStep(run, optimizer, batchIndices(plan, before, args), terms, args, before, signal);
+    const indices = batchIndices(plan, before, args);
+    const taken = await takeStep(run, optimizer, indices, terms, args, before, signal).catch((error: unknown) => {
+      throw explainOutOfMemory(error, run.model, args);
+    });
 
     // Only now: a step that is stopped half-way is taken again as a whole.
     const step = before + 1;
@@ -225,12 +232,16 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   }
 
   /** The final model and the run's last words. */
-  async #finish({ run, state, tally }: Course): Promise<void> {
+  async #finish({ run, state, tally, began }: Course): Promise<void> {
     const { args } = this;
     if (args.loadBestModelAtEnd) await loadBest(run.model, state, say);
-    this.#last = { ...this.#last, train_loss: tally.trainLoss(state) };
+    const train_loss = tally.trainLoss(state);
+    this.#last = { ...this.#last, train_loss };
     this.#step = state.global_step;
     await this.saveModel();
+    // As transformers has it: of this process, with the reference pass, evaluations and checkpoints.
+    const train_runtime = (performance.now() - began) / 1000;
+    state.log_history.push({ step: state.global_step, epoch: state.epoch, train_runtime, train_loss });
     writeFileAtomic(join(args.outputDir, 'trainer_state.json'), `${JSON.stringify(state, null, 1)}\n`);
   }
 

@@ -24,13 +24,14 @@ export function ticksOf([low, high], count) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * ([1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999) ?? 10);
   const ticks = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) ticks.push(i * step);
+  for (let i = Math.ceil(low / step - 1e-9) + 0; i * step <= high + step * 1e-9; i++) ticks.push(i * step);
   return { ticks, step };
 }
 
 /** A number as an axis or a readout shows it. @param {number} value @param {number} [step] of the axis */
 export function numberText(value, step) {
   if (value === 0) return '0';
+  if (step === undefined && Number.isInteger(value) && Math.abs(value) < 1e6) return String(value).replace('-', '−');
   const size = Math.max(Math.abs(value), step ?? 0);
   if (size >= 1e6 || size < 1e-3)
     return value
@@ -87,7 +88,7 @@ export function drawChart(chart, { width, height, zoom, hidden = new Set(), id }
   const scale = scaleOf(ranges, width, height);
   const [right, bottom] = [width - MARGIN.right, height - MARGIN.bottom];
   const out = [];
-  const yTicks = ticksOf(ranges.y, height < 220 ? 3 : 5);
+  const yTicks = ticksOf(ranges.y, height < 220 ? 4 : 5);
   for (const tick of yTicks.ticks) {
     const at = place(scale.y(tick));
     out.push(`<path class="grid" d="M${MARGIN.left} ${at}H${right}"/>`);
@@ -95,7 +96,7 @@ export function drawChart(chart, { width, height, zoom, hidden = new Set(), id }
       `<text class="tick" x="${MARGIN.left - 7}" y="${at}" dy=".32em" text-anchor="end">${numberText(tick, yTicks.step)}</text>`,
     );
   }
-  const xTicks = ticksOf(ranges.x, Math.max(2, Math.floor(width / 90)));
+  const xTicks = ticksOf(ranges.x, Math.max(2, Math.floor(width / 75)));
   for (const tick of xTicks.ticks) {
     const at = place(scale.x(tick));
     out.push(`<path class="axis" d="M${at} ${bottom}v4"/>`);

@@ -51,14 +51,16 @@ function mount(figure) {
     svg.innerHTML = drawChart(chart, { width, height, ...view, id });
     reset.hidden = view.zoom === undefined;
   };
+  /** Shows no more than there is; without a range, all of it. */
   const zoomTo = (/** @type {[number, number] | undefined} */ range) => {
-    view.zoom = range;
+    const [first, last] = rangesOf(chart, undefined, view.hidden).x;
+    view.zoom = range && [Math.max(first, range[0]), Math.min(last, range[1])];
     cursor = undefined;
     readout.hidden = true;
     draw();
   };
 
-  for (const { name, colour, dash = 0 } of chart.series.length > 1 ? chart.series : []) {
+  for (const { name, colour, dash = 0 } of chart.series) {
     const key = element('button', { type: 'button' });
     key.innerHTML = `<svg viewBox="0 0 22 8" aria-hidden="true"><path class="line c${colour} d${dash}" d="M1 4H21"/></svg>`;
     key.append(name);
@@ -100,7 +102,7 @@ function mount(figure) {
     const bin = chart.isHistogram && here[0].points[here[0].points.indexOf(here[0].point) + 1];
     const where = bin ? `${numberText(nearest)} to ${numberText(bin[0])}` : numberText(nearest);
     const rows = some.map(({ name, colour, dash = 0, point }) => {
-      const row = element('div', {});
+      const row = element('div', { className: 'told' });
       row.innerHTML = `<svg viewBox="0 0 22 8" aria-hidden="true"><path class="line c${colour} d${dash}" d="M1 4H21"/></svg>`;
       row.append(
         element('span', { textContent: name }),
