@@ -304,6 +304,8 @@ program
   .action(async (options, command: Command) => {
     if (options.sha256 !== undefined && options.from === undefined)
       command.error("error: option '--sha256' has no meaning without '--from'");
+    if (options.cuda && options.from !== undefined)
+      command.error("error: option '--from' has no meaning with '--cuda', which pip fetches");
     const { setup } = await import('./setup.js');
     await setup(options);
   });
