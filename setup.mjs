@@ -72,7 +72,7 @@ function installed() {
 }
 
 function typescript() {
-  if (!existsSync(path('lib'))) return undefined; // an installed package: dist came with it
+  if (!existsSync(path('tsconfig.json'))) return undefined; // an installed package: dist came with it
   const stamp = digest('lib', 'tsconfig.json', 'package-lock.json');
   if (existsSync(path('dist/native/libtorch.js')) && stamped('typescript') === stamp) return undefined;
   return () =>
