@@ -270,6 +270,14 @@ describe('a training run', () => {
       'ERR_DATA',
       /damaged\/metrics\.jsonl line 2: expected one JSON object/,
     );
+    putFusion('edited');
+    put('edited/evaluation/results.json', '{"rows": [{"name": "target", "reward": "high"}]}');
+    expect(await fail(['report', path('edited')], 1)).toMatch(
+      /results\.json: is not as wrpo wrote it: rows: 0: reward: /,
+    );
+    put('edited/evaluation/results.json', '{"rows": []}');
+    put('edited/stages/select.json', '{"stage": "select"}');
+    expect(await fail(['report', path('edited')], 1)).toMatch(/select\.json: is not as wrpo wrote it: started: /);
     mkdirSync(path('empty'));
     expect(await fail(['report', path('empty')], 1)).toMatch(
       /empty: holds no metrics\.jsonl of a training run and no stages of a fusion/,

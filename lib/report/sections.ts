@@ -191,8 +191,12 @@ function papersTables(runs: readonly TrainingRun[]): Html | undefined {
     }
   });
   const parts = tablesOf(finished).map(({ title, columns, rows }) => {
-    const head = columns.map((name, i): string | [string] => (i === 0 ? name : [name]));
-    return html`<h3>${title}</h3>\n${table(head, rows)}`;
+    const told = columns.flatMap((_, i) => (i === 0 || rows.some((row) => row[i] !== '') ? [i] : []));
+    const head = told.map((i): string | [string] => (i === 0 ? columns[i]! : [columns[i]!]));
+    return html`<h3>${title}</h3>\n${table(
+      head,
+      rows.map((row) => told.map((i) => row[i]!)),
+    )}`;
   });
   parts.push(...faults.map((fault) => html`<p class="note">${fault}.</p>\n`));
   return parts.length > 0 ? html`${parts}` : undefined;
