@@ -89,22 +89,30 @@ async function native() {
   const cmakeJs = locateCmakeJs();
   const sources = digest('native', 'CMakeLists.txt');
   const stampFor = ({ dir, version }) => [sources, dir, version, cmakeJs.version].join('\n');
-  const outputs = ['wrpo.node', 'libwrpo_core.so', 'kernel_check'].map((name) => path('build/Release', name));
+  // A core for each kind of libtorch, side by side: building one leaves the others.
+  const suffixOf = ({ variant }) => (variant === 'cpu' ? '' : `_${variant}`);
+  const outputsFor = (libtorch) =>
+    ['wrpo.node', `libwrpo_core${suffixOf(libtorch)}.so`, `kernel_check${suffixOf(libtorch)}`].map((name) =>
+      path('build/Release', name),
+    );
   const found = findLibtorch();
-  if (outputs.every(existsSync) && found && stamped('native') === stampFor(found)) return undefined;
-  return () =>
-    stamping('native', async () => {
-      requireBuildTools();
-      const libtorch = await provideLibtorch({ log });
+  if (found && outputsFor(found).every(existsSync) && stamped(`native${suffixOf(found)}`) === stampFor(found)) {
+    return undefined;
+  }
+  return async () => {
+    requireBuildTools();
+    const libtorch = await provideLibtorch({ log });
+    await stamping(`native${suffixOf(libtorch)}`, async () => {
       log('native core: building (about a minute)…');
-      const options = ['-d', root, '-O', path('build/cmake'), `--CDWRPO_OUT=${path('build/Release')}`];
-      options.push(`--CDTORCH_DIR=${libtorch.dir}`, '-p', String(jobs()));
+      const options = ['-d', root, '-O', path(`build/cmake${suffixOf(libtorch)}`)];
+      options.push(`--CDWRPO_OUT=${path('build/Release')}`, `--CDTORCH_DIR=${libtorch.dir}`, '-p', String(jobs()));
       // `build` alone configures only once, and would go on with the libtorch of the first time.
       for (const command of ['configure', 'build']) {
         await run('The native build', [process.execPath, cmakeJs.bin, command, ...options]);
       }
       return stampFor(libtorch);
     });
+  };
 }
 
 function locateCmakeJs() {

@@ -34,17 +34,30 @@ Napi::Value info(const Napi::CallbackInfo& call) {
   o.Set("threads", at::get_num_threads());
   auto devices = Napi::Array::New(env);
   devices.Set(uint32_t(0), "cpu");
+  std::string missing;
+  if (auto gpu = findGpu(missing)) {
+    devices.Set(uint32_t(1), "cuda");
+    auto about = Napi::Object::New(env);
+    about.Set("name", gpu->name);
+    about.Set("total", double(gpu->total));
+    about.Set("free", double(gpu->free));
+    o.Set("gpu", about);
+  } else {
+    o.Set("noGpu", missing);
+  }
   o.Set("devices", devices);
   return o;
 }
 
 Napi::Value memory(const Napi::CallbackInfo& call) {
-  auto stats = memoryStats();
+  auto options = call[0].IsObject() ? call[0].As<Napi::Object>() : Napi::Object::New(call.Env());
+  const bool onGpu = options.Get("device").IsString() && options.Get("device").ToString().Utf8Value() == "cuda";
+  auto stats = onGpu ? gpuMemoryStats() : memoryStats();
   auto o = Napi::Object::New(call.Env());
   o.Set("current", double(stats.current));
   o.Set("peak", double(stats.peak));
   o.Set("largest", double(stats.largest));
-  if (call[0].IsObject() && call[0].As<Napi::Object>().Get("resetPeak").ToBoolean()) resetMemoryPeaks();
+  if (options.Get("resetPeak").ToBoolean()) onGpu ? resetGpuMemoryPeaks() : resetMemoryPeaks();
   return o;
 }
 
@@ -56,10 +69,11 @@ HeadArguments headArguments(Napi::Object o) {
   HeadArguments a{TensorHandle::unwrap(o.Get("hidden"), "hidden"), TensorHandle::unwrap(o.Get("weight"), "weight"),
                   numbers<int32_t>(o, "targets")};
   if (a.hidden.dim() != 2 || a.weight.dim() != 2 || a.hidden.size(1) != a.weight.size(1) ||
-      a.hidden.scalar_type() != a.weight.scalar_type() ||
+      a.hidden.scalar_type() != a.weight.scalar_type() || a.hidden.device() != a.weight.device() ||
       (a.hidden.scalar_type() != at::kFloat && a.hidden.scalar_type() != at::kDouble &&
        a.hidden.scalar_type() != at::kBFloat16))
-    fail("ERR_CONFIG", "expected hidden [R, H] and weight [V, H] of one dtype: float32, float64 or bfloat16");
+    fail("ERR_CONFIG",
+         "expected hidden [R, H] and weight [V, H] on one device and of one dtype: float32, float64 or bfloat16");
   if (int64_t(a.targets.size()) != a.hidden.size(0))
     fail("ERR_CONFIG", "targets: expected " + std::to_string(a.hidden.size(0)) + " ids, received " +
                            std::to_string(a.targets.size()));
@@ -78,8 +92,8 @@ Napi::Value selectedLogProbs(const Napi::CallbackInfo& call) {
         .run(
             call.Env(), o,
             [a = headArguments(o), bytes = chunkBytes(o)] {
-              Workspace workspace;
-              return Head(workspace, bytes).logProbs(a.hidden, a.weight, a.targets, false);
+              Workspace workspace(a.hidden.device());
+              return Head(workspace, bytes).logProbs(a.hidden, a.weight, place(a.targets, a.hidden.device()), false);
             },
             [](Napi::Env env, const HeadOutput& r) -> Napi::Value {
               auto result = Napi::Object::New(env);
@@ -106,9 +120,11 @@ Napi::Value selectedLogProbsBackward(const Napi::CallbackInfo& call) {
         .run(
             call.Env(), o,
             [a, lse, dLogps, statistics, bytes = chunkBytes(o)] {
-              Workspace workspace;
-              Gradients g{at::empty(a.hidden.sizes(), a.hidden.scalar_type()), at::zeros(a.weight.sizes(), statistics)};
-              Head(workspace, bytes).backward(a.hidden, a.weight, a.targets, lse, dLogps, g.hidden, g.weight);
+              Workspace workspace(a.hidden.device());
+              Gradients g{at::empty(a.hidden.sizes(), a.hidden.options()),
+                          at::zeros(a.weight.sizes(), a.weight.options().dtype(statistics))};
+              Head(workspace, bytes)
+                  .backward(a.hidden, a.weight, place(a.targets, a.hidden.device()), lse, dLogps, g.hidden, g.weight);
               return g;
             },
             [](Napi::Env env, const Gradients& g) -> Napi::Value {
@@ -148,7 +164,7 @@ Napi::Value readTensorsFrom(const Napi::CallbackInfo& call) {
     std::vector<TensorRange> ranges;
     for (uint32_t i = 0; i < list.Length(); ++i) {
       auto o = list.Get(i).As<Napi::Object>();
-      ranges.push_back({text(o, "name"), TensorHandle::unwrap(o.Get("tensor"), "tensor"), parseDtype(o.Get("dtype")),
+      ranges.push_back({text(o, "name"), TensorHandle::stored(o.Get("tensor"), "tensor"), parseDtype(o.Get("dtype")),
                         int64_t(number(o, "offset")), int64_t(number(o, "bytes"))});
     }
     return engine(call.Env())
@@ -164,8 +180,8 @@ Napi::Value writeTensorsTo(const Napi::CallbackInfo& call) {
     auto bytes = call[1].As<Napi::Uint8Array>();
     std::string header(reinterpret_cast<const char*>(bytes.Data()), bytes.ByteLength());
     auto list = call[2].As<Napi::Array>();
-    std::vector<at::Tensor> tensors;
-    for (uint32_t i = 0; i < list.Length(); ++i) tensors.push_back(TensorHandle::unwrap(list.Get(i), "tensor"));
+    std::vector<Stored> tensors;
+    for (uint32_t i = 0; i < list.Length(); ++i) tensors.push_back(TensorHandle::stored(list.Get(i), "tensor"));
     auto dtype = parseDtype(call[3]);
     return engine(call.Env())
         .run(

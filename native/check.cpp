@@ -97,7 +97,7 @@ std::vector<Make> testCases() {
   add(gpuDropout, 9, 37, 0.05);
   add(gpuAdamw, 37, 1), add(gpuAdamw, 20003, 1000);
   add(gpuNorm, 37), add(gpuNorm, 600011);
-  add(gpuMasterHalves, 997);
+  add(gpuMasterHalves, 997), add(gpuStored, 1), add(gpuStored, 70001);
 
   using Form = Objective::Form;
   for (double spread : {1.0, 5000.0}) {
@@ -336,10 +336,13 @@ void perf(const Case& c, at::ScalarType dtype, bool backward) {
       if (double t = seconds(bodies[i]); round >= 0) times[i].push_back(t);
   for (auto& t : times) std::sort(t.begin(), t.end());
   double mine = times[0][rounds / 2], aten = times[1][rounds / 2], copy = times[2][rounds / 2];
+  // A line of JSON, as the other benchmarks print.
   std::printf(
-      "%-18s %-8s %-32s %-8s %8.2f ms %6.1f GB/s (copy %5.1f, %3.0f %%)  plain ATen %8.2f ms, %5.2f times ours\n",
-      c.op.c_str(), nameOf(dtype), c.shape.c_str(), backward ? "backward" : "forward", mine * 1e3,
-      double(bytes) / mine / 1e9, double(bytes) / copy / 1e9, 100 * copy / mine, aten * 1e3, aten / mine);
+      "{\"bench\": \"kernel\", \"what\": \"%s %s\", \"dtype\": \"%s\", \"shape\": \"%s\", \"value\": %.4g, \"unit\": "
+      "\"ms\", "
+      "\"gbps\": %.4g, \"copyGbps\": %.4g, \"timesAsFastAsATen\": %.3g}\n",
+      c.op.c_str(), backward ? "backward" : "forward", nameOf(dtype), c.shape.c_str(), mine * 1e3,
+      double(bytes) / mine / 1e9, double(bytes) / copy / 1e9, aten / mine);
 }
 
 // ---- modes: each calls tally(ok) once a check

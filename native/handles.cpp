@@ -131,7 +131,8 @@ LoraShape parseLora(Napi::Object o) {
 }
 
 // Named views of a flat buffer.
-Napi::Value namedViews(Napi::Env env, const Parameters& all, const at::Tensor& flat) {
+template <class Flat>
+Napi::Value namedViews(Napi::Env env, const Parameters& all, const Flat& flat) {
   auto list = Napi::Array::New(env);
   for (const auto& p : all.parameters()) {
     auto entry = Napi::Object::New(env);
@@ -192,7 +193,8 @@ ModelHandle::ModelHandle(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Mode
     c10::InferenceMode guard;
     auto use = flag(options, "frozen") ? Weights::Use::Frozen : Weights::Use::Trained;
     model_ = std::make_shared<Model>(parseConfig(info[0].As<Napi::Object>()), dtype, use,
-                                     int64_t(number(options, "headChunkBytes")));
+                                     int64_t(number(options, "headChunkBytes")),
+                                     parseDevice(options.Has("device") ? text(options, "device") : "cpu"));
   });
 }
 
@@ -318,7 +320,8 @@ Napi::Value ModelHandle::parameters(const Napi::CallbackInfo& info) {
     // `queued`: only to be handed back to the addon, which takes its turn.
     if (!flag(info[0], "queued")) requireIdle(info.Env(), "parameters()");
     auto m = model();
-    return namedViews(info.Env(), m->weights(), flag(info[0], "master") ? m->weights().master : m->weights().work);
+    return namedViews(info.Env(), m->weights(),
+                      flag(info[0], "master") ? m->weights().masters() : Stored{m->weights().work, {}});
   });
 }
 
@@ -328,7 +331,7 @@ Napi::Value ModelHandle::adapters(const Napi::CallbackInfo& info) {
     auto m = model();
     if (!m->adapters()) return Napi::Array::New(info.Env());
     return namedViews(info.Env(), *m->adapters(),
-                      flag(info[0], "master") ? m->adapters()->master : m->adapters()->work);
+                      flag(info[0], "master") ? m->adapters()->masters() : Stored{m->adapters()->work, {}});
   });
 }
 

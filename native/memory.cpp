@@ -77,6 +77,11 @@ void resetMemoryPeaks() {
   largest = 0;
 }
 
+#ifndef WRPO_CUDA
+MemoryStats gpuMemoryStats() { return {}; }
+void resetGpuMemoryPeaks() {}
+#endif
+
 at::Tensor Workspace::take(at::IntArrayRef sizes, at::ScalarType type) {
   int64_t bytes = int64_t(c10::elementSize(type));
   for (int64_t size : sizes) bytes *= size;
@@ -88,11 +93,12 @@ at::Tensor Workspace::take(at::IntArrayRef sizes, at::ScalarType type) {
     slab = std::find_if(slabs_.begin(), slabs_.end(), [](const Slab& s) { return s.used == 0; });
     if (slab == slabs_.end()) slab = slabs_.insert(slab, {at::Tensor(), 0});
     slab->memory = at::Tensor();
-    slab->memory = at::empty({std::max(bytes, slabBytes)}, at::kByte);
+    slab->memory = at::empty({std::max(bytes, slabBytes)}, at::TensorOptions(at::kByte).device(device_));
   }
   char* p = static_cast<char*>(slab->memory.data_ptr()) + slab->used;
   slab->used += bytes;
-  return at::from_blob(p, sizes, at::TensorOptions(type));
+  auto options = at::TensorOptions(type).device(device_);
+  return at::for_blob(p, sizes).options(options).target_device(device_).make_tensor();
 }
 
 Workspace::Mark Workspace::mark() const {

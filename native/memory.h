@@ -11,6 +11,10 @@ struct MemoryStats {
   int64_t current = 0, peak = 0, largest = 0;  // bytes; `largest` is the largest single allocation since the last reset
 };
 
+// The same of the GPU, of tensors alone; zeros without one. cuda/device.cpp of a CUDA core.
+MemoryStats gpuMemoryStats();
+void resetGpuMemoryPeaks();
+
 // Counts every CPU tensor of this process from now on. Idempotent.
 void countAllocations();
 MemoryStats memoryStats();
@@ -23,6 +27,9 @@ class Workspace {
  public:
   static constexpr int64_t slabBytes = int64_t(16) << 20;
 
+  explicit Workspace(at::Device device = at::kCPU) : device_(device) {}
+  at::Device device() const { return device_; }
+
   using Mark = std::vector<int64_t>;
   at::Tensor take(at::IntArrayRef sizes, at::ScalarType type);
   Mark mark() const;
@@ -34,6 +41,7 @@ class Workspace {
     at::Tensor memory;
     int64_t used;
   };
+  at::Device device_;
   std::vector<Slab> slabs_;
 };
 

@@ -7,9 +7,13 @@
 #include <node_api.h>
 #include <stdlib.h>
 
-// libgomp reads this once, when it is loaded: by default its idle threads spin and fight with every other process for
-// the cores. A constructor runs once, whichever thread comes first; the user's own setting wins.
-__attribute__((constructor)) static void waitPassively(void) { setenv("OMP_WAIT_POLICY", "passive", 0); }
+// libgomp reads the first once, when it is loaded: by default its idle threads spin and fight with every other process
+// for the cores. With the second cuBLAS gives the same bits for the same input. A constructor runs once, whichever
+// thread comes first; the user's own settings win.
+__attribute__((constructor)) static void setDefaults(void) {
+  setenv("OMP_WAIT_POLICY", "passive", 0);
+  setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);
+}
 
 // preload(path): RTLD_LOCAL, since the core finds libtorch through its own dependencies; RTLD_NODELETE, since libtorch
 // keeps threads and thread-local state and must outlive any worker that loaded it.

@@ -90,12 +90,10 @@ std::vector<int64_t> parseShape(Napi::Value value) {
   return shape;
 }
 
-void requireCpu(Napi::Value options) {
-  if (!options.IsObject()) return;
+at::Device deviceOf(Napi::Value options) {
+  if (!options.IsObject()) return at::kCPU;
   Napi::Value device = options.As<Napi::Object>().Get("device");
-  if (device.IsString() && device.As<Napi::String>().Utf8Value() != "cpu")
-    fail("ERR_DEVICE", "device \"" + device.As<Napi::String>().Utf8Value() +
-                           "\": this core computes on the CPU only; expected \"cpu\"");
+  return device.IsString() ? parseDevice(device.As<Napi::String>().Utf8Value()) : at::kCPU;
 }
 
 at::Tensor fromTypedArray(Napi::TypedArray array, std::vector<int64_t> shape, std::optional<at::ScalarType> type) {
@@ -139,8 +137,9 @@ Napi::Function TensorHandle::define(Napi::Env env) {
 TensorHandle::TensorHandle(const Napi::CallbackInfo& info) : Napi::ObjectWrap<TensorHandle>(info) {
   if (!info[0].IsExternal())
     throw toJsError(info.Env(), {"ERR_CONFIG", "use Tensor.empty(shape) or Tensor.from(typedArray, shape)"});
-  tensor_ = *info[0].As<Napi::External<at::Tensor>>().Data();
-  if (tensor_.nbytes() == tensor_.storage().nbytes()) reported_ = int64_t(tensor_.nbytes());
+  values_ = *info[0].As<Napi::External<Stored>>().Data();
+  const at::Tensor& t = values_.tensor;
+  if (t.is_cpu() && t.nbytes() == t.storage().nbytes()) reported_ = int64_t(t.nbytes());
   int64_t total;
   napi_adjust_external_memory(info.Env(), reported_, &total);
 }
@@ -148,38 +147,38 @@ TensorHandle::TensorHandle(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Te
 void TensorHandle::forget() {
   int64_t total;
   napi_adjust_external_memory(Env(), -std::exchange(reported_, 0), &total);
-  tensor_ = at::Tensor();
+  values_ = {};
 }
 
-Napi::Object TensorHandle::wrap(Napi::Env env, at::Tensor tensor) {
-  return environment(env).tensor.New({Napi::External<at::Tensor>::New(env, &tensor)});
+Napi::Object TensorHandle::wrap(Napi::Env env, const Stored& values) {
+  return environment(env).tensor.New({Napi::External<Stored>::New(env, const_cast<Stored*>(&values))});
 }
 
-at::Tensor TensorHandle::unwrap(Napi::Value value, const char* name) {
+Stored TensorHandle::stored(Napi::Value value, const char* name) {
   Napi::Env env = value.Env();
   if (!value.IsObject() || !value.As<Napi::Object>().InstanceOf(environment(env).tensor.Value()))
     fail("ERR_CONFIG", std::string("expected a Tensor for ") + name);
   auto* handle = Unwrap(value.As<Napi::Object>());
-  if (!handle->tensor_.defined()) fail("ERR_CLOSED", std::string(name) + " was disposed");
-  return handle->tensor_;
+  if (!handle->values_.tensor.defined()) fail("ERR_CLOSED", std::string(name) + " was disposed");
+  return handle->values_;
 }
 
 Napi::Value TensorHandle::empty(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    requireCpu(info[1]);
+    auto device = deviceOf(info[1]);
     auto type = info[1].IsObject() ? parseDtype(info[1].As<Napi::Object>().Get("dtype")) : at::kFloat;
-    return wrap(info.Env(), at::empty(parseShape(info[0]), type));
+    return wrap(info.Env(), at::empty(parseShape(info[0]), at::TensorOptions(type).device(device)));
   });
 }
 
 Napi::Value TensorHandle::from(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     if (!info[0].IsTypedArray()) fail("ERR_CONFIG", "Tensor.from: expected a typed array");
-    requireCpu(info[2]);
+    auto device = deviceOf(info[2]);
     std::optional<at::ScalarType> type;
     if (info[2].IsObject() && !info[2].As<Napi::Object>().Get("dtype").IsUndefined())
       type = parseDtype(info[2].As<Napi::Object>().Get("dtype"));
-    return wrap(info.Env(), fromTypedArray(info[0].As<Napi::TypedArray>(), parseShape(info[1]), type));
+    return wrap(info.Env(), fromTypedArray(info[0].As<Napi::TypedArray>(), parseShape(info[1]), type).to(device));
   });
 }
 
@@ -194,16 +193,22 @@ Napi::Value TensorHandle::shape(const Napi::CallbackInfo& info) {
 
 Napi::Value TensorHandle::dtype(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    return Napi::String::New(info.Env(), dtypeName(unwrap(info.This(), "this Tensor").scalar_type()));
+    auto t = stored(info.This(), "this Tensor");
+    return Napi::String::New(info.Env(), dtypeName(t.low.defined() ? at::kFloat : t.tensor.scalar_type()));
   });
 }
 
-Napi::Value TensorHandle::device(const Napi::CallbackInfo& info) { return Napi::String::New(info.Env(), "cpu"); }
+Napi::Value TensorHandle::device(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    return Napi::String::New(info.Env(), unwrap(info.This(), "this Tensor").is_cpu() ? "cpu" : "cuda");
+  });
+}
 
 Napi::Value TensorHandle::view(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     Napi::Env env = info.Env();
     auto t = unwrap(info.This(), "this Tensor");
+    if (!t.is_cpu()) fail("ERR_DEVICE", "a tensor of a GPU has no view: toHost() copies its values");
     if (!t.is_contiguous()) fail("ERR_INTERNAL", "only a contiguous tensor has a view");
     auto buffer = t.numel() > 0 ? storageBuffer(env, t) : Napi::ArrayBuffer::New(env, 0);
     size_t offset = t.numel() > 0 ? t.storage_offset() * t.element_size() : 0;
@@ -217,7 +222,7 @@ Napi::Value TensorHandle::view(const Napi::CallbackInfo& info) {
 Napi::Value TensorHandle::toHost(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     Napi::Env env = info.Env();
-    auto t = unwrap(info.This(), "this Tensor").contiguous();
+    auto t = stored(info.This(), "this Tensor").host().contiguous();
     auto buffer = Napi::ArrayBuffer::New(env, t.nbytes());
     if (t.nbytes() > 0) std::memcpy(buffer.Data(), t.data_ptr(), t.nbytes());
     napi_value result;
@@ -227,21 +232,24 @@ Napi::Value TensorHandle::toHost(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value TensorHandle::to(const Napi::CallbackInfo& info) {
-  return guarded(info.Env(), [&] {
+  return guarded(info.Env(), [&]() -> Napi::Value {
     auto options = Napi::Object::New(info.Env());
     options.Set("device", info[0]);
-    requireCpu(options);
-    return info.This();
+    auto device = deviceOf(options);
+    auto values = stored(info.This(), "this Tensor");
+    if (values.tensor.device().type() == device.type()) return info.This();
+    return Napi::Value(wrap(info.Env(), values.host().to(device)));
   });
 }
 
 Napi::Value TensorHandle::rows(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    auto t = unwrap(info.This(), "this Tensor");
+    auto values = stored(info.This(), "this Tensor");
+    const at::Tensor& t = values.tensor;
     auto first = info[0].ToNumber().Int64Value(), count = info[1].ToNumber().Int64Value();
     if (t.dim() == 0 || first < 0 || count < 0 || first + count > t.size(0))
       fail("ERR_CONFIG", "rows: expected a range within the " + std::to_string(t.dim() == 0 ? 0 : t.size(0)) + " rows");
-    return wrap(info.Env(), t.narrow(0, first, count));
+    return wrap(info.Env(), values.narrow(first, count));
   });
 }
 

@@ -4,16 +4,22 @@
 #include <ATen/core/Tensor.h>
 #include <napi.h>
 
+#include <utility>
 #include <vector>
+
+#include "device.h"
 
 namespace wrpo {
 
 class TensorHandle : public Napi::ObjectWrap<TensorHandle> {
  public:
   static Napi::Function define(Napi::Env env);
-  static Napi::Object wrap(Napi::Env env, at::Tensor tensor);
+  static Napi::Object wrap(Napi::Env env, const Stored& values);
+  static Napi::Object wrap(Napi::Env env, at::Tensor tensor) { return wrap(env, Stored{std::move(tensor), {}}); }
   // The tensor of a Tensor object; `name` is used in the error when the value is something else or was disposed.
-  static at::Tensor unwrap(Napi::Value value, const char* name);
+  static at::Tensor unwrap(Napi::Value value, const char* name) { return stored(value, name).tensor; }
+  // The same for values that may be in halves.
+  static Stored stored(Napi::Value value, const char* name);
 
   explicit TensorHandle(const Napi::CallbackInfo& info);
   ~TensorHandle() override { forget(); }
@@ -32,7 +38,7 @@ class TensorHandle : public Napi::ObjectWrap<TensorHandle> {
 
   void forget();
 
-  at::Tensor tensor_;
+  Stored values_;
   // What V8 was told of: a tensor of its own, not a view of a model's. Without it gigabytes would wait for a collector
   // that sees only small objects.
   int64_t reported_ = 0;

@@ -19,6 +19,7 @@ import { afterAll, afterEach, beforeEach, describe, expect, it, vi } from 'vites
 import { doctor } from '../lib/cli/doctor.js';
 import { setup } from '../lib/cli/setup.js';
 import { obtainArchive } from '../lib/native/archive.js';
+import { CUDA_LIBTORCH, cudaLibtorchCache } from '../lib/native/cuda-libtorch.js';
 import {
   fetchLibtorch,
   findLibtorch,
@@ -145,11 +146,32 @@ describe('fetching', () => {
     expect(readdirSync(dirname(libtorchCache()))).toHaveLength(1);
   });
 
-  it('refuses a CUDA libtorch that the environment names, and `setup --cuda`', async () => {
+  it('takes the libtorch that the environment names, but not for another kind', async () => {
     const files = { 'version.py': "__version__ = '2.13.0+cu130'\n", 'lib/libtorch_cuda.so': '' };
-    vi.stubEnv('WRPO_LIBTORCH', fakeLibtorch('cuda', files));
-    await expect(setup({})).rejects.toThrow(refusal(/is a CUDA libtorch \(cu130\).*unset WRPO_LIBTORCH/));
-    await expect(setup({ cuda: true })).rejects.toThrow(refusal(/CUDA core is not part of this version/));
+    const cuda = fakeLibtorch('cuda', files);
+    vi.stubEnv('WRPO_LIBTORCH', cuda);
+    expect(await provideLibtorch({ log })).toMatchObject({ dir: cuda, variant: 'cu130' });
+    await expect(setup({ cpu: true })).rejects.toThrow(
+      refusal(/is a CUDA libtorch \(cu130\): unset WRPO_LIBTORCH, or point it to a CPU one/),
+    );
+    vi.stubEnv('WRPO_LIBTORCH', fakeLibtorch('cpu'));
+    await expect(setup({ cuda: true })).rejects.toThrow(
+      refusal(/is a CPU libtorch \(cpu\): unset WRPO_LIBTORCH, or point it to a CUDA one/),
+    );
+  });
+
+  it('fetches the CUDA libtorch whole or not at all', async () => {
+    vi.stubEnv('PATH', `${dir}:/usr/bin:/bin`);
+    const torch = join('$6', 'torch');
+    write('python3', `#!/bin/sh\n[ "$3" = install ] || exit 0\necho "ERROR: no route" >&2\nexit 1\n`, 0o755);
+    await expect(setup({ cuda: true })).rejects.toThrow(refusal(/pip could not install torch==.* \(no route\): check/));
+    expect(readdirSync(join(dir, 'cache/wrpo'))).toEqual([]);
+    const files = `mkdir -p ${torch}/lib; echo "__version__ = '2.14.1+cu130'" > ${torch}/version.py; touch ${torch}/lib/libtorch_cpu.so ${torch}/lib/libtorch_cuda.so`;
+    write('python3', `#!/bin/sh\nset -- x "$@"\n${files}\n`, 0o755);
+    expect(await provideLibtorch({ log, variant: 'cuda' })).toMatchObject({
+      ...{ dir: cudaLibtorchCache(), version: CUDA_LIBTORCH.version, variant: 'cu130', origin: 'cache' },
+    });
+    expect(readdirSync(join(dir, 'cache/wrpo'))).toEqual(['libtorch-2.14.1-cu130']);
   });
 });
 
@@ -376,7 +398,9 @@ describe('the core and its libtorch', () => {
     expect(() => findCore(dir, libtorch)).toThrow(refusal(/libwrpo_core\.so is missing: run `npm run build`/));
     write('libwrpo_core.so');
     expect(() => findCore(dir, { ...libtorch, variant: 'cu130', origin: 'python' })).toThrow(
-      refusal(/CUDA libtorch \(cu130\).*no libwrpo_core_cu130\.so for it: run `wrpo setup`/),
+      refusal(
+        /CUDA libtorch \(cu130\).*no libwrpo_core_cu130\.so for it: run `npm run build` where nvcc .*, or run `wrpo setup`/,
+      ),
     );
     expect(() => findCore(dir, { ...libtorch, variant: 'cu130', origin: 'LIBTORCH' })).toThrow(
       refusal(/unset LIBTORCH/),
@@ -428,7 +452,7 @@ describe('setup.mjs', () => {
     write('native/core.cpp', 'one');
     write(
       'dist/native/libtorch.js',
-      "export const findLibtorch = () => ({ dir: '/torch', version: '2.13.0' });\nexport const provideLibtorch = async () => findLibtorch();\n",
+      "export const findLibtorch = () => ({ dir: '/torch', variant: 'cpu', version: '2.13.0' });\nexport const provideLibtorch = async () => findLibtorch();\n",
     );
     write('node_modules/cmake-js/package.json', '{"version": "8.0.0"}');
     write(

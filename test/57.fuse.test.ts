@@ -121,7 +121,8 @@ describe('a fusion', () => {
     expect(again.done).toEqual([]);
     expect(again.results).toEqual(first.results);
     for (const [name, { mtimeMs }] of Object.entries(before)) {
-      if (!/^(config\.yaml|report\.html)$/.test(name)) expect(statSync(path('first', name)).mtimeMs, name).toBe(mtimeMs);
+      if (!/^(config\.yaml|report\.html)$/.test(name))
+        expect(statSync(path('first', name)).mtimeMs, name).toBe(mtimeMs);
     }
   });
 

@@ -1,10 +1,20 @@
-/** The CUDA kernels as far as a machine without a GPU can tell; on one with a GPU, `npm run test:gpu` runs them. */
+/** CUDA as far as a machine without a GPU can tell; on one with a GPU, `npm run test:gpu` runs the rest. */
 import { spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { ROOT } from './training.ts';
+import { WrpoError } from '../lib/errors.ts';
+import { readModelConfig } from '../lib/model/config.ts';
+import { chooseDevice } from '../lib/model/device.ts';
+import { Model } from '../lib/model/model.ts';
+import { cudaLibtorchCache } from '../lib/native/cuda-libtorch.ts';
+import { info } from '../lib/native/surface.ts';
+import { describeForecast, explainOutOfMemory, forecastRun } from '../lib/train/gpu-memory.ts';
+import { Trainer } from '../lib/train/trainer.ts';
+import { expectSentence } from './support.ts';
+import { POLICY, ROOT, scratchDirectory, TRACE } from './training.ts';
 
+const scratch = scratchDirectory('gpu');
 const KERNELS = join(ROOT, 'native/kernels');
 const LIBRARY = join(ROOT, 'build/cmake/libwrpo_kernels.a');
 const CHECK = join(ROOT, 'build/Release/gpu_check');
@@ -51,3 +61,88 @@ describe('CUDA kernels', () => {
       ]);
   });
 });
+
+describe.runIf(info().gpu === undefined)('a device, without a GPU', () => {
+  const missing = /this core was built without CUDA: run `wrpo setup --cuda`|no usable GPU \(.+\): check `nvidia-smi`/;
+
+  it('is the CPU with `auto`, which says why, and with `cuda` an error that says what is missing', async () => {
+    expect(chooseDevice('auto')).toEqual({ device: 'cpu', because: expect.stringMatching(missing) });
+    await expectSentence(() => chooseDevice('cuda'), 'ERR_DEVICE', missing);
+    await expectSentence(() => chooseDevice('tpu' as 'cpu'), 'ERR_CONFIG', 'expected cpu, cuda or auto');
+    await expectSentence(() => Model.load(POLICY, { device: 'cuda' }), 'ERR_DEVICE', missing);
+    await using model = await Model.load(POLICY, { device: 'auto' });
+    expect(model.device).toBe('cpu');
+    expect(model.parameters().values().next().value!.device).toBe('cpu');
+  });
+
+  it('of a run is checked before its data are read', async () => {
+    const trainer = new Trainer({
+      model: POLICY,
+      trainDataset: join(TRACE, 'nowhere.jsonl'),
+      args: { outputDir: scratch('run'), device: 'cuda' },
+    });
+    await expectSentence(() => trainer.train(), 'ERR_DEVICE', missing);
+  });
+});
+
+describe('the memory of a GPU', () => {
+  const gpu = { name: 'NVIDIA H200', total: 140e9, free: 139e9 };
+
+  it('is forecast in a line, with what to change where it is not enough', async () => {
+    await using model = await Model.load(POLICY);
+    const plan = forecastRun(model.config, { microbatchTokens: 4096, usePeft: false, refModelNameOrPath: undefined })!;
+    expect(plan.keptLayers).toBe(model.config.layers);
+    expect(describeForecast(plan, gpu)).toMatch(/^NVIDIA H200: needs \d\.\d GiB of 129\.5 free$/);
+    expect(describeForecast(plan, { ...gpu, free: 1e6 })).toMatch(
+      /free: it will probably run out; lower microbatch_tokens \(4096\)/,
+    );
+    expect(
+      forecastRun(model.config, { microbatchTokens: 4096, usePeft: true, refModelNameOrPath: undefined }),
+    ).toBeUndefined();
+  });
+
+  it('when it is not enough, gives forecast, peak and the setting; other errors are left alone', () => {
+    const config = readModelConfig(POLICY);
+    const onGpu = { device: 'cuda', config, memory: () => ({ peak: 3 * 2 ** 30 }) } as unknown as Model;
+    const args = { microbatchTokens: 2048, usePeft: false } as Parameters<typeof explainOutOfMemory>[2];
+    const full = new WrpoError('ERR_OUT_OF_MEMORY', 'CUDA out of memory');
+    expect(explainOutOfMemory(full, onGpu, args)).toMatchObject({
+      code: 'ERR_OUT_OF_MEMORY',
+      message: expect.stringMatching(
+        /3\.0 GiB were in use at most, \d\.\d GiB were forecast; lower microbatch_tokens \(2048\) or/,
+      ),
+    });
+    expect(explainOutOfMemory(full, { ...onGpu, device: 'cpu' } as Model, args)).toBe(full);
+    const other = new WrpoError('ERR_DATA', 'no');
+    expect(explainOutOfMemory(other, onGpu, args)).toBe(other);
+  });
+});
+
+describe.runIf(existsSync(join(ROOT, 'build/Release/libwrpo_core_cu130.so')) && existsSync(cudaLibtorchCache()))(
+  'the core for a CUDA libtorch',
+  () => {
+    it('loads without a driver, and computes on the CPU what the other does', () => {
+      const script = `
+        const { info, Model } = await import(${JSON.stringify(join(ROOT, 'dist/index.js'))});
+        const model = await Model.load(${JSON.stringify(POLICY)});
+        const batch = { tokens: [1, 5, 9, 2, 7], positions: [0, 1, 2, 3, 4], targets: [9, 2, 7],
+          promptOffsets: [0, 2], responseOffsets: [0, 3], groupOffsets: [0, 1] };
+        const packed = Object.fromEntries(Object.entries(batch).map(([key, value]) => [key, Int32Array.from(value)]));
+        console.log(JSON.stringify([info().torchVersion, (await model.logProbs(packed)).sums[0]]));`;
+      const ask = (libtorch: string | undefined) => {
+        const env = { ...process.env, WRPO_LIBTORCH: libtorch, ...(libtorch ? {} : { WRPO_LIBTORCH: '' }) };
+        const { stdout, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', script], {
+          encoding: 'utf8',
+          env,
+        });
+        expect(stderr).toBe('');
+        return JSON.parse(stdout) as [string, number];
+      };
+      const [version, sum] = ask(cudaLibtorchCache());
+      expect(version).toMatch(/^2\.14\./);
+      const [otherVersion, otherSum] = ask(undefined);
+      expect(otherVersion).not.toBe(version);
+      expect(sum).toBeCloseTo(otherSum, 4);
+    });
+  },
+);

@@ -1,6 +1,7 @@
 /**
- * `npm run test:gpu` and `npm run bench:gpu`: builds the CUDA kernels and their check with nvcc alone, which needs neither
- * libtorch nor the network, and runs it. Exits 1, saying why, where there is no nvcc or no GPU.
+ * `npm run test:gpu` and `npm run bench:gpu`, on a bare machine with a GPU and without a network: builds the CUDA kernels
+ * and their check with nvcc alone, and, with CMake and the CUDA torch of the active Python (or WRPO_LIBTORCH), the engine
+ * itself, whose step is held against the CPU's. Exits 1, saying why, where nvcc or the GPU is missing or a check fails.
  */
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync } from 'node:fs';
@@ -27,9 +28,29 @@ run(nvcc ?? 'nvcc', [
 ]);
 run(check, [mode]);
 
+const torch = process.env.WRPO_LIBTORCH || pythonTorch();
+if (!existsSync(join(torch, 'lib/libtorch_cuda.so'))) {
+  fail('the engine was not checked: neither WRPO_LIBTORCH nor the active Python has a CUDA torch');
+}
+const build = join(root, 'build/cmake_gpu');
+run('cmake', ['-S', root, '-B', build, `-DTORCH_DIR=${torch}`, '-DWRPO_CUDA=on', `-DWRPO_OUT=${build}`]);
+run('cmake', ['--build', build, '--target', 'step_check', '--parallel']);
+const step = join(build, readdirSync(build).find((name) => /^step_check_cu\w*$/.test(name)) ?? 'step_check');
+if (mode === 'test') run(step, ['test']);
+else for (const shape of ['llama-3.2-1b', 'llama-3.2-3b', 'llama-3-8b']) run(step, ['perf', shape, '8192']);
+
+function pythonTorch() {
+  const find = "from importlib.util import find_spec as f; print(f('torch').submodule_search_locations[0])";
+  return spawnSync('python3', ['-c', find], { encoding: 'utf8' }).stdout?.trim() ?? '';
+}
+
 function run(command, args) {
   const { error, status } = spawnSync(command, args, { cwd: root, stdio: 'inherit' });
-  if (error)
-    process.stderr.write(`${command} could not be run (${error.code}): install the CUDA toolkit, or set CUDACXX\n`);
-  if (error || status !== 0) process.exit(1);
+  if (error) fail(`${command} could not be run (${error.code}): install it (nvcc: the CUDA toolkit, or set CUDACXX)`);
+  if (status !== 0) process.exit(1);
+}
+
+function fail(message) {
+  process.stderr.write(`${message}\n`);
+  process.exit(1);
 }

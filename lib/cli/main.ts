@@ -297,13 +297,15 @@ program
   .summary('fetch libtorch')
   .description('fetch libtorch into the per-user cache')
   .option('--cpu', 'the CPU build (default)')
-  .option('--cuda', 'the CUDA build')
+  .option('--cuda', 'the CUDA build, 2 GB')
   .option('--from <archive>', 'a torch wheel or libtorch archive: a file, or an address; a broken download goes on')
   .option('--sha256 <sum>', 'what the archive must hash to')
   .option('--json', 'print one JSON object')
   .action(async (options, command: Command) => {
     if (options.sha256 !== undefined && options.from === undefined)
       command.error("error: option '--sha256' has no meaning without '--from'");
+    if (options.cuda && options.from !== undefined)
+      command.error("error: option '--from' has no meaning with '--cuda', which pip fetches");
     const { setup } = await import('./setup.js');
     await setup(options);
   });

@@ -1,4 +1,3 @@
-import { WrpoError } from '../errors.js';
 import { fetchLibtorch, libtorchCache, provideLibtorch, verifyLibtorch } from '../native/libtorch.js';
 import { writeOut } from './stdout.js';
 
@@ -20,15 +19,12 @@ export interface SetupOptions {
 
 /** `wrpo setup`: makes sure that an intact libtorch is there, fetching it if need be, and says where it is. */
 export async function setup(options: SetupOptions): Promise<void> {
-  if (options.cuda) {
-    throw new WrpoError(
-      'ERR_NATIVE_LOAD',
-      'The CUDA core is not part of this version of wrpo: run `wrpo setup --cpu`; every command then computes on the CPU.',
-    );
-  }
   const log = (line: string) => process.stderr.write(`${line}\n`);
   if (options.from !== undefined) await takeArchive(options.from, options.sha256, log);
-  const { dir, version, variant, origin } = await provideLibtorch({ log });
+  const { dir, version, variant, origin } = await provideLibtorch({
+    log,
+    variant: options.cuda ? 'cuda' : options.cpu ? 'cpu' : undefined,
+  });
   log(`libtorch ${version} (${variant}) is ready in ${dir}${HOW[origin]}.`);
   if (options.json) await writeOut(`${JSON.stringify({ version, variant, dir, origin })}\n`);
 }

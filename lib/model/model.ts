@@ -11,6 +11,7 @@ import {
   type ComputeDtype,
   type ContestForm,
   callNative,
+  type Device,
   type LogProbs,
   lend,
   type MemoryStats,
@@ -29,6 +30,7 @@ import {
   parseModelConfig,
   readModelConfig,
 } from './config.js';
+import { chooseDevice } from './device.js';
 import { readAdapterTensors, readModelTensors } from './directory.js';
 import { autoDtype } from './dtype.js';
 import { FAMILIES, type FileTensor } from './families.js';
@@ -63,8 +65,8 @@ export interface ModelOptions {
    * `auto` is bfloat16 where the processor multiplies it, else float32. Default `float32`.
    */
   dtype?: ComputeDtype | 'auto';
-  /** Only `cpu` in this version. */
-  device?: 'cpu';
+  /** `auto`: the GPU where there is a usable one. On a GPU `dtype` must be bfloat16. Default `cpu`. */
+  device?: Device | 'auto';
   /** Upper bound, in bytes, of the logits the head holds at once. Default 256 MiB. */
   headChunkBytes?: number;
   /** Trains fresh adapters beside the weights, which are frozen: see `addAdapters`. */
@@ -94,6 +96,7 @@ export class Model {
     readonly handle: NativeModel,
     readonly config: ModelConfig,
     readonly dtype: ComputeDtype,
+    readonly device: Device,
     /** The directory it was loaded from, if any. */
     readonly directory?: string,
     /** The directory of the weights: of an adapter directory, its base's. */
@@ -156,22 +159,23 @@ export class Model {
     { directory, base, frozen = false }: { directory?: string; base?: string; frozen?: boolean } = {},
   ): Model {
     const { dtype = 'float32', device = 'cpu', headChunkBytes = DEFAULT_HEAD_CHUNK_BYTES } = options;
-    if (device !== 'cpu') throw new WrpoError('ERR_DEVICE', `device "${device}": this version computes on "cpu" only`);
     const addon = loadNative();
     if (dtype !== 'auto' && !DTYPES.includes(dtype)) {
       throw new WrpoError('ERR_CONFIG', `dtype "${dtype}": expected ${DTYPES.join(', ')} or auto`);
     }
-    const chosen = dtype === 'auto' ? autoDtype().dtype : dtype;
-    const handle = callNative(() => new addon.Model(config, { dtype: chosen, headChunkBytes, frozen }));
-    return new Model(addon, handle, config, chosen, directory, base);
+    const on = chooseDevice(device).device;
+    const chosen = dtype === 'auto' ? autoDtype(on).dtype : dtype;
+    const handle = callNative(() => new addon.Model(config, { dtype: chosen, headChunkBytes, frozen, device: on }));
+    return new Model(addon, handle, config, chosen, on, directory, base);
   }
 
   /**
    * For `packRows`: the longest sequence that may share its prompt. Without bound, but where a sequence's length decides
-   * its rotary embedding (dynamic, longrope).
+   * its rotary embedding (dynamic, longrope), or on a GPU is longer than a sliding window.
    */
   get longestShared(): number {
-    return longestShared(this.config);
+    const windows = this.device === 'cuda' ? this.config.windows.filter((window) => window > 0) : [];
+    return Math.min(longestShared(this.config), ...windows);
   }
 
   /** Its adapters, if it has any. */
@@ -303,9 +307,9 @@ export class Model {
     await this.#withFileTensors((tensors) => saveModel(this.addon, directory, tensors, dtype, texts, maxShardBytes));
   }
 
-  /** Bytes of tensors in this process. */
+  /** Bytes of tensors in this process, on the model's device. */
   memory(options?: { resetPeak?: boolean }): MemoryStats {
-    return this.addon.memory(options);
+    return this.addon.memory({ ...options, device: this.device });
   }
 
   /** Frees the weights after everything queued has finished. Calls made later are refused (ERR_CLOSED). */

@@ -5,6 +5,8 @@
 import { WrpoError, type WrpoErrorCode } from '../errors.js';
 
 export type ComputeDtype = 'float32' | 'float64' | 'bfloat16';
+/** `cuda`: the first GPU, with the core for a CUDA libtorch. */
+export type Device = 'cpu' | 'cuda';
 export type Dtype = ComputeDtype | 'float16' | 'int32' | 'int64' | 'uint8';
 export type TensorData = Float32Array | Float64Array | Uint16Array | Int32Array | BigInt64Array | Uint8Array;
 
@@ -12,12 +14,12 @@ export type TensorData = Float32Array | Float64Array | Uint16Array | Int32Array 
 export interface Tensor {
   readonly shape: number[];
   readonly dtype: Dtype;
-  readonly device: 'cpu';
-  /** A typed array over the tensor's own memory, without a copy (bfloat16: its bits, as Uint16Array). */
+  readonly device: Device;
+  /** A typed array over the tensor's own memory, without a copy (bfloat16: its bits, as Uint16Array). Not of a GPU's. */
   view(): TensorData;
   /** A copy of the values. */
   toHost(): TensorData;
-  to(device: 'cpu'): Tensor;
+  to(device: Device): Tensor;
   /** Rows [first, first + count) of the leading dimension, over the same memory. */
   rows(first: number, count: number): Tensor;
   /** Lets go of the memory; views that JavaScript still holds keep it alive. */
@@ -26,9 +28,9 @@ export interface Tensor {
 
 export interface TensorConstructor {
   /** Uninitialised memory. */
-  empty(shape: number[], options?: { dtype?: Dtype; device?: 'cpu' }): Tensor;
+  empty(shape: number[], options?: { dtype?: Dtype; device?: Device }): Tensor;
   /** A copy of a typed array; bfloat16 is given as its bits in a Uint16Array. */
-  from(data: TensorData, shape: number[], options?: { dtype?: Dtype; device?: 'cpu' }): Tensor;
+  from(data: TensorData, shape: number[], options?: { dtype?: Dtype; device?: Device }): Tensor;
 }
 
 export interface NamedTensor {
@@ -265,18 +267,21 @@ export interface NativeInfo {
   /** Whether the processor multiplies bfloat16 (avx512_bf16). */
   bfloat16: boolean;
   threads: number;
-  devices: string[];
+  devices: Device[];
+  /** The first GPU: bytes of its memory, and of what is free. Absent without a usable one, and then `noGpu` says why. */
+  gpu?: { name: string; total: number; free: number };
+  noGpu?: string;
 }
 
 export interface NativeAddon {
   info(): NativeInfo;
-  /** Bytes of CPU tensors in this process. */
-  memory(options?: { resetPeak?: boolean }): MemoryStats;
+  /** Bytes of a device's tensors in this process; `largest` of the CPU's only. */
+  memory(options?: { resetPeak?: boolean; device?: Device }): MemoryStats;
   Tensor: TensorConstructor;
   /** `frozen`: without float32 masters beside bfloat16 weights, which adapters do not need. */
   Model: new (
     shape: ModelShape,
-    options: { dtype: ComputeDtype; headChunkBytes: number; frozen?: boolean },
+    options: { dtype: ComputeDtype; headChunkBytes: number; frozen?: boolean; device?: Device },
   ) => NativeModel;
   AdamW: new (model: NativeModel, options: AdamWShape) => NativeAdamW;
   Generator: new (model: NativeModel, options: GeneratorShape) => NativeGenerator;

@@ -17,6 +17,7 @@ import { homedir } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
 import { WrpoError } from '../errors.js';
 import { obtainArchive, sha256Of } from './archive.js';
+import { cudaLibtorchCache, fetchCudaLibtorch, hasNvidiaDriver } from './cuda-libtorch.js';
 
 /** The libtorch this version of wrpo is built and tested with. */
 export const LIBTORCH_VERSION = '2.13.0';
@@ -37,13 +38,13 @@ export interface Libtorch {
 
 /**
  * The libtorch to use: the directory that `WRPO_LIBTORCH` or `LIBTORCH` names, else the per-user cache that `wrpo setup`
- * fills, else the active Python's torch of the pinned release.
+ * fills, where there is an NVIDIA driver first with the CUDA one, else the active Python's torch of the pinned release.
  */
 export function findLibtorch(): Libtorch | undefined {
   for (const name of ['WRPO_LIBTORCH', 'LIBTORCH'] as const) {
     const value = process.env[name];
     if (!value) continue;
-    const expected = 'expected the directory of an unpacked libtorch, such as the torch directory of a CPU wheel.';
+    const expected = 'expected the directory of an unpacked libtorch, such as the torch directory of a wheel.';
     if (!existsSync(join(value, 'lib', 'libtorch_cpu.so'))) {
       throw new WrpoError('ERR_NATIVE_LOAD', `${name}=${value} holds no lib/libtorch_cpu.so: ${expected}`);
     }
@@ -51,7 +52,8 @@ export function findLibtorch(): Libtorch | undefined {
     if (!found) throw new WrpoError('ERR_NATIVE_LOAD', `${name}=${value} does not say its version: ${expected}`);
     return found;
   }
-  return inspect(libtorchCache(), 'cache') ?? findInPython();
+  const cuda = hasNvidiaDriver() ? inspect(cudaLibtorchCache(), 'cache') : undefined;
+  return cuda ?? inspect(libtorchCache(), 'cache') ?? findInPython();
 }
 
 /** Every place where a libtorch could be, in the order in which they are asked, with what is there: for a report. */
@@ -93,22 +95,32 @@ export function sameRelease(a: string, b: string): boolean {
 }
 
 /**
- * A libtorch that the CPU core can be built on and run with: the one found if it fits and is intact, else a fetched one.
+ * A libtorch that a core can be built on and run with: the one found if it fits and is intact, else a fetched one.
+ * `variant`: only one of this kind.
  */
-export async function provideLibtorch(options: { log: (line: string) => void }): Promise<Libtorch> {
+export async function provideLibtorch(options: {
+  log: (line: string) => void;
+  variant?: 'cpu' | 'cuda' | undefined;
+}): Promise<Libtorch> {
   const found = findLibtorch();
-  if (found?.origin === 'cache') {
-    const { broken } = await verifyLibtorch(found.dir);
-    if (broken.length === 0) return found;
-    options.log(`libtorch in ${found.dir} is damaged (${broken.join(', ')}): fetching it again`);
-  } else if (found?.origin === 'python') {
-    if (found.variant === 'cpu' && existsSync(join(found.dir, 'include', 'ATen', 'ATen.h'))) return found;
-  } else if (found) {
-    if (found.variant === 'cpu') return found;
+  const named = found !== undefined && /LIBTORCH$/.test(found.origin);
+  if (named && options.variant !== undefined && (found.variant === 'cpu') !== (options.variant === 'cpu')) {
     throw new WrpoError(
       'ERR_NATIVE_LOAD',
-      `${found.origin}=${found.dir} is a CUDA libtorch (${found.variant}), for which this version of wrpo has no core: unset ${found.origin} or point it to a CPU libtorch.`,
+      `${found.origin}=${found.dir} is a ${found.variant === 'cpu' ? 'CPU' : 'CUDA'} libtorch (${found.variant}): unset ${found.origin}, or point it to a ${options.variant === 'cpu' ? 'CPU' : 'CUDA'} one.`,
     );
+  }
+  if (named) return found;
+  if (options.variant === 'cuda')
+    return inspect(cudaLibtorchCache(), 'cache') ?? inspect(fetchCudaLibtorch(options), 'cache')!;
+  if (found?.origin === 'cache' && found.variant !== 'cpu' && options.variant === undefined) return found;
+  const cached = inspect(libtorchCache(), 'cache');
+  if (cached) {
+    const { broken } = await verifyLibtorch(cached.dir);
+    if (broken.length === 0) return cached;
+    options.log(`libtorch in ${cached.dir} is damaged (${broken.join(', ')}): fetching it again`);
+  } else if (found?.variant === 'cpu' && existsSync(join(found.dir, 'include', 'ATen', 'ATen.h'))) {
+    return found;
   }
   return fetchLibtorch(options);
 }

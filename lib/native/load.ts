@@ -32,7 +32,7 @@ function load(): NativeAddon {
   const { preload } = explain<Shim>('The native addon could not be loaded', rebuild, () => require(shim));
   explain(`libtorch ${libtorch.version} in ${libtorch.dir} could not be loaded`, 'run `wrpo doctor`', () => {
     preload(join(libtorch.dir, 'lib', 'libtorch_cpu.so'));
-    if (libtorch.variant !== 'cpu') preload(join(libtorch.dir, 'lib', 'libtorch_cuda.so'));
+    if (libtorch.variant !== 'cpu') preload(join(libtorch.dir, 'lib', 'libtorch_cuda.so')); // loads without a driver, too
   });
   const module = { exports: {} };
   explain('The native core could not be loaded', rebuild, () =>
@@ -100,13 +100,15 @@ export function findCore(dir: string, { variant, ...libtorch }: Libtorch): strin
   if (variant === 'cpu') {
     throw new WrpoError('ERR_NATIVE_LOAD', `${core} is missing: ${BUILD} to build it.`);
   }
-  const remedy =
-    libtorch.origin === 'python'
-      ? 'run `wrpo setup` to fetch the CPU libtorch'
-      : `unset ${libtorch.origin} or point it to a CPU libtorch`;
+  const otherwise = {
+    python: 'run `wrpo setup` to fetch the CPU libtorch',
+    cache: 'set WRPO_LIBTORCH to a CPU libtorch',
+    WRPO_LIBTORCH: 'unset WRPO_LIBTORCH or point it to a CPU libtorch',
+    LIBTORCH: 'unset LIBTORCH or point it to a CPU libtorch',
+  }[libtorch.origin];
   throw new WrpoError(
     'ERR_NATIVE_LOAD',
-    `${libtorch.dir} is a CUDA libtorch (${variant}), and this build has no ${basename(core)} for it: ${remedy}.`,
+    `${libtorch.dir} is a CUDA libtorch (${variant}), and this build has no ${basename(core)} for it: run \`npm run build\` where nvcc of CUDA 12 or newer is, or ${otherwise}.`,
   );
 }
 

@@ -180,6 +180,8 @@ function buildSchema({ z }: typeof import('zod')) {
     packingStrategy: z.enum(['bfd', 'wrapped']).default('bfd'),
     /** In which numbers the model computes; master weights and optimiser state are float32 at least. */
     dtype: z.enum(['float32', 'bfloat16', 'float64', 'auto']).default('float32'),
+    /** Where the model is computed: `auto` is the GPU where there is a usable one, and says so. A GPU needs bfloat16. */
+    device: z.enum(['cpu', 'cuda', 'auto']).default('cpu'),
     /** Whether each epoch has an order of its own, or that of the file. */
     shuffle: z.boolean().default(true),
     /** Of the order of rows, and of dropout. */

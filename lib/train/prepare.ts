@@ -12,13 +12,16 @@ import {
 } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
 import { readModelConfig } from '../model/config.js';
+import { chooseDevice } from '../model/device.js';
 import { autoDtype } from '../model/dtype.js';
 import { baseOf, isAdapter, type LoraOptions } from '../model/lora.js';
 import { Model } from '../model/model.js';
 import type { AdapterUse } from '../native/addon.js';
+import { loadNative } from '../native/load.js';
 import { type EncodedRow, type EncodeOptions, type EncodeReport, encodeRows } from '../text/encode.js';
 import { Tokenizer } from '../text/tokenizer.js';
 import { readsWholeTexts, type TrainingArgs, usesField } from './args.js';
+import { describeForecast, forecastRun } from './gpu-memory.js';
 import { type Objective, objectiveOf, type Terms, termsOf } from './objective.js';
 import { progressBar } from './progress.js';
 import { hashRows, logProbsOf, type ReferenceColumn, referenceColumn } from './reference.js';
@@ -88,6 +91,8 @@ export async function prepare(
   };
   const usesAlpha = objective ? typeof objective === 'function' : usesField(args.lossType, 'alpha');
   const { roles, reference: usesReference } = termsAt(args.alpha);
+  const { device, because } = chooseDevice(args.device); // a GPU that is missing is said before any data are read
+  if (args.device === 'auto') say(`device: ${because}`);
   // A reference that is another model has revisions of its own.
   const find = (model: string | Model) =>
     locate(model, { revision: model === options.model ? args.modelRevision : undefined, say });
@@ -133,8 +138,11 @@ export async function prepare(
           ...(evalDataset === trainDataset ? trainSplit(args) : {}),
           split: args.datasetTestSplit ?? 'test',
         });
+  const { gpu } = device === 'cuda' ? loadNative().info() : {};
+  const plan = gpu && forecastRun(source.config, args);
+  if (gpu && plan) say(describeForecast(plan, gpu));
   const model = await open(located, args, say, loraOf(args, options.model));
-  if (args.dtype === 'auto' && located !== model) say(`dtype: ${autoDtype().because}`);
+  if (args.dtype === 'auto' && located !== model) say(`dtype: ${autoDtype(device).because}`);
   const resident = usesReference && reference !== undefined;
   const refModel = resident ? await open(await find(reference), args, say) : undefined;
   const fingerprint = await model.fingerprint();
@@ -261,13 +269,13 @@ export async function locate<M extends string | Model>(model: M, request: ModelR
 
 async function open(
   model: string | Model,
-  { dtype }: TrainingArgs,
+  { dtype, device }: TrainingArgs,
   say: (line: string) => void,
   lora?: LoraOptions,
 ): Promise<Model> {
   if (typeof model === 'string') {
     const { baseDirectory } = await sourceOf(model, { say });
-    return Model.load(model, { dtype, lora, baseModel: baseDirectory });
+    return Model.load(model, { dtype, device, lora, baseModel: baseDirectory });
   }
   if (lora) await model.addAdapters(lora);
   return model;

@@ -9,6 +9,7 @@ import { evaluates, refuseLossKeys, resolveArgs, type TrainingArgs, type Trainin
 import { loadBest, locateBest, looksForBest, noteBest } from './best.js';
 import { pruneCheckpoints, type TrainerState } from './checkpoint.js';
 import { evaluateSplit } from './evaluate.js';
+import { explainOutOfMemory } from './gpu-memory.js';
 import { RunLog } from './log.js';
 import type { Metrics } from './metrics.js';
 import type { Terms } from './objective.js';
@@ -183,7 +184,10 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     const { run, plan, optimizer, state, tally, log, bar, signal } = course;
     const { global_step: before } = state;
     const terms = this.#termsAt(run, before, plan.total);
-    const taken = await takeStep(run, optimizer, batchIndices(plan, before, args), terms, args, before, signal);
+    const indices = batchIndices(plan, before, args);
+    const taken = await takeStep(run, optimizer, indices, terms, args, before, signal).catch((error: unknown) => {
+      throw explainOutOfMemory(error, run.model, args);
+    });
 
     // Only now: a step that is stopped half-way is taken again as a whole.
     const step = before + 1;

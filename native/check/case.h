@@ -90,6 +90,8 @@ Case gpuNorm(int64_t n);
 Case gpuPreference(const char* form, const Objective& objective, const std::vector<double>& coefficients,
                    bool reference, double spread);
 Case gpuMasterHalves(int64_t stride);
+// Masters in halves, written from the host's memory and read into it: of flat buffers, and of a range of one.
+Case gpuStored(int64_t n);
 
 // ---- for the cases themselves
 inline std::string text(const Shape& sizes) {

@@ -311,7 +311,7 @@ std::vector<Kernel> kernels(int64_t T, int64_t H, int64_t V, int64_t n) {
     auto weights = all<double>(1, 2), coefficients = std::make_shared<Both<double>>(std::vector<double>{0.1, 0.9, -1});
     auto logp = floats(3 * T), dLogp = all<float>(3 * T, 0);
     auto policy = all<double>(3, 0), gradient = all<double>(3, 0), loss = all<double>(1, 0), margin = all<double>(1, 0);
-    row::Objective objective{row::Form::Sigmoid, 0.1, 0, 0.1, false, 0.2};
+    row::Objective objective{row::Objective::Form::Sigmoid, 0.1, 0, 0.1, false, 0.2};
     add(
         "contests", 8 * 3 * T,
         [=](cudaStream_t s) {

@@ -16,10 +16,10 @@ Case rmsNorm(int64_t T, int64_t H, bool residual, double plus) {
   c.backward = {4 * T * H + H, T + 2 * H};
   c.ours.forward = [=](Tensors& t) {
     t["y"] = at::empty_like(t["x"]), t["rstd"] = at::empty({t["x"].size(0)}, statsOf(t["x"])), t["sum"] = t["x"];
-    rmsNormForward(t["x"], t["residual"], t["sum"], {t["w"], plus}, eps, t["y"], t["rstd"]);
+    rmsNormForward(t["x"], t["residual"], t["sum"], NormWeight{t["w"], plus}, eps, t["y"], t["rstd"]);
   };
   c.ours.backward = [=](Tensors& t) {
-    rmsNormBackward(t["dy"], t["sum"], {t["w"], plus}, t["rstd"], t["dx"], t["dw"]);
+    rmsNormBackward(t["dy"], t["sum"], NormWeight{t["w"], plus}, t["rstd"], t["dx"], t["dw"]);
   };
   c.plain.forward = [=](Tensors& t) {
     t["sum"] = residual ? t["x"] + t["residual"] : t["x"];
@@ -64,9 +64,11 @@ Case headNorm(int64_t T, int64_t heads, int64_t d, double plus) {
   c.forward = {2 * T * H, 0};
   c.backward = {3 * T * H, 2 * d};
   auto own = [=](const at::Tensor& rows) { return rows.narrow(1, 0, H); };
-  c.ours.forward = [=](Tensors& t) { headNormForward(own(t["x"]), {t["w"], plus}, eps, own(t["y"] = t["x"].clone())); };
+  c.ours.forward = [=](Tensors& t) {
+    headNormForward(own(t["x"]), NormWeight{t["w"], plus}, eps, own(t["y"] = t["x"].clone()));
+  };
   c.ours.backward = [=](Tensors& t) {
-    headNormBackward(own(t["dx"] = t["dy"]), own(t["x"]), {t["w"], plus}, eps, t["dw"]);
+    headNormBackward(own(t["dx"] = t["dy"]), own(t["x"]), NormWeight{t["w"], plus}, eps, t["dw"]);
   };
   auto normed = [=](Tensors& t) {
     auto x = own(t["x"]).reshape({T, heads, d}).to(statsOf(t["x"]));
@@ -167,7 +169,9 @@ Case ropeRotation(int64_t T, int64_t heads, int64_t d, int64_t rotated) {
   c.inputs = {normal("x", {T, ld}), normal("dy", {T, ld})};
   c.outputs = {"y", "dx"};
   c.forward = c.backward = {2 * T * heads * d, 0};
-  auto turn = [=](const at::Tensor& x, int sign) { return rope(x, heads, d, table, positions.data(), sign), x; };
+  auto turn = [=](const at::Tensor& x, int sign) {
+    return rope(x, heads, d, table, place(positions, at::kCPU), sign), x;
+  };
   c.ours = {[=](Tensors& t) { t["y"] = turn(t["x"], 1); }, [=](Tensors& t) { t["dx"] = turn(t["dy"], -1); }};
   auto plain = [=, rows = table.index_select(0, indices(positions))](const at::Tensor& x, int sign) {
     auto cosine = rows.select(1, 0).unsqueeze(1).to(x.scalar_type()),
@@ -278,9 +282,11 @@ Case logprob(int64_t R, int64_t V, double scale, double cap) {
     t["logp"] = at::empty_like(t["dlogp"]), t["lse"] = at::empty_like(t["dlogp"]),
     t["argmax"] = at::empty({R}, at::kByte);
     if (cap > 0) softcap(t["z"], cap);
-    logprobForward(t["z"], targets.data(), t["logp"], t["lse"], data<uint8_t>(t["argmax"]));
+    logprobForward(t["z"], place(targets, at::kCPU), t["logp"], t["lse"], t["argmax"]);
   };
-  c.ours.backward = [=](Tensors& t) { logprobBackward(t["dz"] = t["z"], targets.data(), t["lse"], t["dlogp"], cap); };
+  c.ours.backward = [=](Tensors& t) {
+    logprobBackward(t["dz"] = t["z"], place(targets, at::kCPU), t["lse"], t["dlogp"], cap);
+  };
   c.plain = {[=](Tensors& t) { plainLogprob(t, column, cap); },
              [=](Tensors& t) { plainLogprobBackward(t, column, cap); }};
   c.oracle = [=](Reals& v) { oracleLogprob(v, targets, V, cap); };
@@ -316,7 +322,7 @@ Case merge(int64_t R, int64_t heads, int64_t d) {
 // The mask is told by dropping ones; how often it drops, and that rows and keys differ, is for the engine's tests.
 Case dropoutMask(int64_t T, int64_t H, double p) {
   auto ids = randomIds(T, 1 << 30);
-  auto keys = [=] { return reinterpret_cast<const uint32_t*>(ids.data()); };
+  auto keys = [=] { return place(ids, at::kCPU).clone(); };
   auto kept = at::ones({T, H}, at::kDouble);
   dropout(kept, keys(), p, kept);
   Case c{"dropout", text({T, H})};
@@ -347,7 +353,7 @@ Case embedding(int64_t T, int64_t H, int64_t V) {
   c.forward = {2 * T * H, 0};
   c.backward = {T * H, 2 * T * H};
   c.ours.forward = c.plain.forward = [=](Tensors& t) { t["x"] = t["weight"].index_select(0, rows); };
-  c.ours.backward = [=](Tensors& t) { embeddingBackward(t["dx"], ids.data(), t["dweight"]); };
+  c.ours.backward = [=](Tensors& t) { embeddingBackward(t["dx"], ids, t["dweight"]); };
   c.plain.backward = [=](Tensors& t) { t["dweight"].index_add_(0, rows, t["dx"].to(t["dweight"].scalar_type())); };
   c.oracle = [=](Reals& v) {
     auto& x = make(v, "x", T * H);
@@ -360,7 +366,8 @@ Case embedding(int64_t T, int64_t H, int64_t V) {
 }
 
 Case adamw(int64_t n, int64_t step) {
-  AdamWStep s{3e-4, 0.9, 0.999, 1e-8, 0.1, 0.7, step};
+  AdamWStep s{3e-4, 0.9, 0.999, 1e-8, 0.1, step};
+  constexpr double gradScale = 0.7;
   double scale1 = 1 - std::pow(s.beta1, step), scale2 = 1 - std::pow(s.beta2, step);
   Case c{"adamw", text({n}) + " step " + std::to_string(step)};
   c.inputs = {wide("master", {n}), wide("grad", {n}), wide("m", {n}), wide("v", {n}), normal("work", {n})};
@@ -370,11 +377,12 @@ Case adamw(int64_t n, int64_t step) {
   c.forward = {0, 8 * n};
   c.ours.forward = [=](Tensors& t) {
     bool copy = t["work"].scalar_type() == at::kBFloat16;
-    adamwUpdate(t["master"], copy ? t["work"] : t["master"], t["grad"], t["m"], t["v"], s);
+    adamwUpdate(t["grad"], t["m"], t["v"], Stored{t["master"], {}}, copy ? t["work"] : t["master"],
+                at::tensor({0.0, gradScale}, at::kDouble), s);
     if (!copy) t["work"] = t["master"];
   };
   c.plain.forward = [=](Tensors& t) {  // torch.optim.adamw._single_tensor_adamw
-    auto g = t["grad"] * s.gradScale;
+    auto g = t["grad"] * gradScale;
     t["master"].mul_(1 - s.learningRate * s.weightDecay);
     t["m"].lerp_(g, 1 - s.beta1);
     t["v"].mul_(s.beta2).addcmul_(g, g, 1 - s.beta2);
@@ -384,7 +392,7 @@ Case adamw(int64_t n, int64_t step) {
   };
   c.oracle = [=](Reals& v) {
     for (int64_t i = 0; i < n; ++i) {
-      Real g = v["grad"][i] * s.gradScale, &m = v["m"][i], &square = v["v"][i], &p = v["master"][i];
+      Real g = v["grad"][i] * gradScale, &m = v["m"][i], &square = v["v"][i], &p = v["master"][i];
       m = s.beta1 * m + (1 - Real(s.beta1)) * g, square = s.beta2 * square + (1 - Real(s.beta2)) * g * g;
       p = p * (1 - Real(s.learningRate) * s.weightDecay) -
           s.learningRate * (m / scale1) / (std::sqrt(square / scale2) + s.eps);
@@ -400,7 +408,7 @@ Case norm(int64_t n) {
   c.inputs = {wide("grad", {n})};
   c.outputs = {"norm"};
   c.forward = {0, n};
-  c.ours.forward = [](Tensors& t) { t["norm"] = at::scalar_tensor(gradientNorm(t["grad"]), t["grad"].scalar_type()); };
+  c.ours.forward = [](Tensors& t) { t["norm"] = gradientNorm(t["grad"], 0)[0].to(t["grad"].scalar_type()); };
   c.plain.forward = [](Tensors& t) { t["norm"] = t["grad"].pow(2).sum().sqrt(); };
   c.oracle = [=](Reals& v) { v["norm"] = {std::sqrt(dot(v["grad"].data(), v["grad"].data(), n))}; };
   return c;

@@ -88,7 +88,7 @@ Case loraLayer(int64_t T, int64_t in, int64_t out, int64_t r) {
     Adapters adapters;
     Workspace workspace;
     Layer(const ModelConfig& config, Tensors& t, int64_t rank)
-        : weights(config, t["x"].scalar_type(), Weights::Use::Frozen),
+        : weights(config, t["x"].scalar_type(), Weights::Use::Frozen, at::kCPU),
           adapters({rank, scale, 0, {"model.layers.0.mlp.up_proj"}}, weights) {
       const auto& own = adapters.on(projection())[0];
       own.a.copy_(t["a"]), own.b.copy_(t["b"]);
@@ -274,7 +274,7 @@ Case attention(const char* layout, const Batch& batch, int64_t heads, int64_t kv
 // Units are the responses of one prompt, here of uneven length, one empty.
 Case head(int64_t R, int64_t H, int64_t V, int64_t chunk, HeadPass pass, double cap) {
   auto targets = randomIds(R, V);
-  auto column = indices(targets);
+  auto column = indices(targets), placed = place(targets, at::kCPU).clone();
   std::vector<int64_t> units{0, R / 5, R / 5, R / 4, R};
   Case c{"head", text({R, H, V}) + (pass == HeadPass::Together ? " chunk " : " alone, chunk ") + std::to_string(chunk) +
                      (cap > 0 ? " capped" : "")};
@@ -286,22 +286,22 @@ Case head(int64_t R, int64_t H, int64_t V, int64_t chunk, HeadPass pass, double 
   auto bytes = [=](Tensors& t) { return chunk * V * t["weight"].element_size(); };
   c.ours.forward = [=](Tensors& t) {
     static Workspace workspace;
-    auto output = Head(workspace, bytes(t), cap).logProbs(t["hidden"], t["weight"], targets, true);
+    auto output = Head(workspace, bytes(t), cap).logProbs(t["hidden"], t["weight"], placed, true);
     t["logp"] = output.logp, t["lse"] = output.lse, t["seen"] = output.logp;
-    t["argmax"] = at::tensor(output.argmax);
+    t["argmax"] = output.argmax;
   };
   c.ours.backward = [=](Tensors& t) {
     static Workspace workspace;
     Head head(workspace, bytes(t), cap);
     t["dhidden"] = at::full_like(t["hidden"], NAN);
     if (pass == HeadPass::BackwardAlone)
-      return head.backward(t["hidden"], t["weight"], targets, t["lse"], t["dlogp"], t["dhidden"], t["dweight"]);
+      return head.backward(t["hidden"], t["weight"], placed, t["lse"], t["dlogp"], t["dhidden"], t["dweight"]);
     auto seen = t["seen"] = at::full_like(t["dlogp"], NAN);  // the log-probs at the time of the callback
     auto gradient = [&](const HeadOutput& output, int64_t first, int64_t last, at::Tensor& dLogp) {
       for (auto [to, from] : {std::pair{seen, output.logp}, {dLogp, t["dlogp"]}})
         to.narrow(0, first, last - first).copy_(from.narrow(0, first, last - first));
     };
-    auto output = head.forwardBackward(t["hidden"], t["weight"], targets, units, gradient, t["dhidden"], t["dweight"]);
+    auto output = head.forwardBackward(t["hidden"], t["weight"], placed, units, gradient, t["dhidden"], t["dweight"]);
     t["logp"] = output.logp, t["lse"] = output.lse;
   };
   c.plain.forward = [=](Tensors& t) {

@@ -276,9 +276,8 @@ Case gpuPreference(const char* form, const Objective& o, const std::vector<doubl
   Case c = named(preference(form, o, coefficients, reference, spread));
   c.ours.forward = [=](Tensors& t) {
     auto g = t["dpolicy"].clone();
-    row::Objective same{row::Form(int(o.form)), o.beta, o.gamma, o.labelSmoothing, o.lengthNormalized, o.sftWeight};
     auto result = row::contest(
-        same, K, [](int64_t e) { return e; }, data<double>(t["policy"]),
+        o, K, [](int64_t e) { return e; }, data<double>(t["policy"]),
         reference ? data<double>(t["reference"]) : nullptr, lengths.data(), coefficients.data(),
         t["dloss"].item<double>(), data<double>(g));
     t["loss"] = at::full({1}, result.loss, at::kDouble), t["margin"] = at::full({1}, result.margin, at::kDouble);
@@ -314,6 +313,31 @@ Case gpuMasterHalves(int64_t stride) {
   };
   c.plain.forward = [](Tensors& t) { t["same"] = t["nearest"] = at::ones({1}, at::kDouble); };
   c.oracle = [](Reals& v) { v["same"] = v["nearest"] = {1}; };
+  return c;
+}
+
+Case gpuStored(int64_t n) {
+  Case c{"gpu_stored", text({n})};
+  c.dtypes = {at::kFloat};
+  c.inputs = {normal("x", {n}), normal("other", {n})};
+  c.outputs = {"all", "half", "work"};
+  c.ours.forward = [=](Tensors& t) {
+    Stored stored{at::zeros({n}, at::kBFloat16), at::zeros({n}, at::kShort)};
+    stored.assign(t["other"]);
+    stored.narrow(n / 2, n - n / 2).assign(t["x"].narrow(0, n / 2, n - n / 2).to(at::kDouble));
+    t["half"] = stored.host().clone();
+    stored.assign(t["x"]);
+    t["all"] = stored.host(), t["work"] = stored.tensor.to(at::kFloat);
+  };
+  c.plain.forward = [=](Tensors& t) {
+    t["half"] = at::cat({t["other"].narrow(0, 0, n / 2), t["x"].narrow(0, n / 2, n - n / 2)});
+    t["all"] = t["x"], t["work"] = t["x"].to(at::kBFloat16).to(at::kFloat);
+  };
+  c.oracle = [=](Reals& v) {
+    make(v, "all", n) = make(v, "work", n) = v["x"];
+    auto& half = make(v, "half", n);
+    for (int64_t i = 0; i < n; ++i) half[i] = i < n / 2 ? v["other"][i] : v["x"][i];
+  };
   return c;
 }
 

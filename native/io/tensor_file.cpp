@@ -59,23 +59,23 @@ void readTensors(const std::string& path, const std::vector<TensorRange>& ranges
   }
   for (const auto& range : ranges) {
     poll();
-    int64_t expected = range.destination.numel() * int64_t(c10::elementSize(range.stored));
+    int64_t expected = range.destination.tensor.numel() * int64_t(c10::elementSize(range.stored));
     const auto size = int64_t(map.size);
     if (range.bytes != expected || range.offset < 0 || range.offset > size - range.bytes)
       fail("ERR_MODEL", path + " is truncated or corrupt: " + range.name + " should be " + std::to_string(range.bytes) +
                             " bytes from byte " + std::to_string(range.offset) + " on, of " + std::to_string(size));
     if (range.bytes == 0) continue;
     char* from = static_cast<char*>(map.address) + range.offset;
-    auto source = at::from_blob(from, range.destination.sizes(), at::TensorOptions(range.stored));
+    auto source = at::from_blob(from, range.destination.tensor.sizes(), at::TensorOptions(range.stored));
     if (reinterpret_cast<uintptr_t>(from) % c10::elementSize(range.stored) != 0) {
-      source = at::empty(range.destination.sizes(), range.stored);
+      source = at::empty(range.destination.tensor.sizes(), range.stored);
       std::memcpy(source.data_ptr(), from, size_t(range.bytes));
     }
-    range.destination.copy_(source);
+    range.destination.assign(source);
   }
 }
 
-void writeTensors(const std::string& path, const std::string& header, const std::vector<at::Tensor>& tensors,
+void writeTensors(const std::string& path, const std::string& header, const std::vector<Stored>& tensors,
                   at::ScalarType dtype) {
   File file{::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644)};
   if (file.descriptor < 0) failOn("ERR_CHECKPOINT", "create", path);
@@ -83,7 +83,7 @@ void writeTensors(const std::string& path, const std::string& header, const std:
     writeAll(file.descriptor, header.data(), header.size(), path);
     for (const auto& tensor : tensors) {
       poll();
-      auto stored = tensor.to(dtype).contiguous();
+      auto stored = tensor.host().to(dtype).contiguous();
       writeAll(file.descriptor, stored.data_ptr(), stored.nbytes(), path);
     }
   } catch (...) {

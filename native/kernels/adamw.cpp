@@ -1,5 +1,9 @@
 // The optimiser's passes over flat buffers. AdamW reads and writes every state once: 16 bytes read and 16 written a
 // float32 parameter, the gradient's zeroing included.
+#include <ATen/ops/empty.h>
+
+#include <cmath>
+
 #include "kernels/dispatch.h"
 #include "kernels/kernels.h"
 #include "kernels/simd.h"
@@ -12,10 +16,10 @@ using namespace simd;
 constexpr int64_t chunk = 65536;
 
 template <class S>
-WRPO_INLINE void updateRange(S* p, S* grad, S* m, S* v, const AdamWStep& step, int64_t begin, int64_t end) {
+WRPO_INLINE void updateRange(S* p, S* grad, S* m, S* v, const AdamWStep& step, double clip, int64_t begin,
+                             int64_t end) {
   // 1 - beta is taken in double: from a float32 0.999 it would be wrong by 1e-5.
-  const S scale = S(step.gradScale), new1 = S(1 - step.beta1), b2 = S(step.beta2), new2 = S(1 - step.beta2),
-          eps = S(step.eps);
+  const S scale = S(clip), new1 = S(1 - step.beta1), b2 = S(step.beta2), new2 = S(1 - step.beta2), eps = S(step.eps);
   const S keep = S(1 - step.learningRate * step.weightDecay);
   const S stepSize = S(step.learningRate / (1 - std::pow(step.beta1, double(step.step))));
   const S rootCorrection = S(std::sqrt(1 - std::pow(step.beta2, double(step.step))));
@@ -30,11 +34,12 @@ WRPO_INLINE void updateRange(S* p, S* grad, S* m, S* v, const AdamWStep& step, i
   }
 }
 
-WRPO_CLONES void update(float* p, float* g, float* m, float* v, const AdamWStep& s, int64_t b, int64_t e) {
-  updateRange<float>(p, g, m, v, s, b, e);
+WRPO_CLONES void update(float* p, float* g, float* m, float* v, const AdamWStep& s, double clip, int64_t b, int64_t e) {
+  updateRange<float>(p, g, m, v, s, clip, b, e);
 }
-WRPO_CLONES void update(double* p, double* g, double* m, double* v, const AdamWStep& s, int64_t b, int64_t e) {
-  updateRange<double>(p, g, m, v, s, b, e);
+WRPO_CLONES void update(double* p, double* g, double* m, double* v, const AdamWStep& s, double clip, int64_t b,
+                        int64_t e) {
+  updateRange<double>(p, g, m, v, s, clip, b, e);
 }
 
 WRPO_CLONES void roundTo(c10::BFloat16* to, const float* from, int64_t n) {
@@ -68,8 +73,11 @@ int64_t chunks(int64_t n) { return (n + chunk - 1) / chunk; }
 
 }  // namespace
 
-void adamwUpdate(const at::Tensor& master, const at::Tensor& work, const at::Tensor& grad, const at::Tensor& m,
-                 const at::Tensor& v, const AdamWStep& step) {
+void cpu::adamwUpdate(const at::Tensor& grad, const at::Tensor& m, const at::Tensor& v, const Stored& stored,
+                      const at::Tensor& work, const at::Tensor& clip, const AdamWStep& step) {
+  const at::Tensor& master = stored.tensor;
+  const double scale = data<double>(clip)[1];
+  if (!std::isfinite(scale)) return;
   byType(master.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
     if constexpr (!std::is_same_v<S, c10::BFloat16>) {
@@ -78,7 +86,7 @@ void adamwUpdate(const at::Tensor& master, const at::Tensor& work, const at::Ten
         // A chunk at a time, so that the copy reads it from the cache.
         for (int64_t begin = first * chunk; begin < std::min(master.numel(), last * chunk); begin += chunk) {
           int64_t end = std::min(master.numel(), begin + chunk);
-          update(data<S>(master), data<S>(grad), data<S>(m), data<S>(v), step, begin, end);
+          update(data<S>(master), data<S>(grad), data<S>(m), data<S>(v), step, scale, begin, end);
           if constexpr (std::is_same_v<S, float>)
             if (copy) roundTo(data<c10::BFloat16>(work) + begin, data<float>(master) + begin, end - begin);
         }
@@ -87,7 +95,7 @@ void adamwUpdate(const at::Tensor& master, const at::Tensor& work, const at::Ten
   });
 }
 
-double gradientNorm(const at::Tensor& grad) {
+at::Tensor cpu::gradientNorm(const at::Tensor& grad, double maxNorm) {
   std::vector<double> partial(chunks(grad.numel()));
   byType(grad.scalar_type(), [&](auto zero) {
     using S = decltype(zero);
@@ -99,7 +107,11 @@ double gradientNorm(const at::Tensor& grad) {
   });
   double total = 0;
   for (double p : partial) total += p;
-  return std::sqrt(total);
+  auto result = at::empty({2}, at::kDouble);
+  double norm = std::sqrt(total), clip = maxNorm > 0 ? std::min(1.0, maxNorm / (norm + 1e-6)) : 1.0;
+  data<double>(result)[0] = norm;
+  data<double>(result)[1] = std::isfinite(norm) ? clip : NAN;
+  return result;
 }
 
 uint64_t fingerprint(const at::Tensor& flat) {

@@ -1,18 +1,12 @@
 // Dropout without a stored mask: every element decides by a hash, so that backward finds the same mask again.
+#include "kernels/row/dropout.h"
+
 #include "kernels/dispatch.h"
 #include "kernels/kernels.h"
 #include "kernels/simd.h"
 
 namespace wrpo {
 namespace {
-
-// A Weyl sequence from the row's key, through two rounds of multiply and shift.
-WRPO_INLINE uint32_t draw(uint32_t key, uint32_t i) {
-  uint32_t h = key + i * 0x9e3779b9u;
-  h = (h ^ (h >> 16)) * 0x85ebca6bu;
-  h = (h ^ (h >> 13)) * 0xc2b2ae35u;
-  return h ^ (h >> 16);
-}
 
 template <class T>
 WRPO_INLINE void dropRows(const T* x, const uint32_t* keys, uint32_t threshold, simd::ScalarOf<T> scale, T* y,
@@ -22,7 +16,8 @@ WRPO_INLINE void dropRows(const T* x, const uint32_t* keys, uint32_t threshold, 
     const T* from = x + t * width;
     T* to = y + t * width;
     uint32_t key = keys[t];
-    for (int64_t i = 0; i < width; ++i) to[i] = draw(key, uint32_t(i)) >= threshold ? T(S(from[i]) * scale) : T(S(0));
+    for (int64_t i = 0; i < width; ++i)
+      to[i] = row::draw(key, uint32_t(i)) >= threshold ? T(S(from[i]) * scale) : T(S(0));
   }
 }
 
@@ -38,12 +33,13 @@ WRPO_DROPOUT(c10::BFloat16)
 
 }  // namespace
 
-void dropout(const at::Tensor& x, const uint32_t* keys, double p, const at::Tensor& y) {
+void cpu::dropout(const at::Tensor& x, const at::Tensor& keys, double p, const at::Tensor& y) {
   const auto threshold = uint32_t(p * 0x1p32);
   byType(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     parallelRows(x.size(0), 16, [&](int64_t begin, int64_t end) {
-      drop(data<T>(x), keys, threshold, simd::ScalarOf<T>(1 / (1 - p)), data<T>(y), x.size(1), begin, end);
+      drop(data<T>(x), data<uint32_t>(keys), threshold, simd::ScalarOf<T>(1 / (1 - p)), data<T>(y), x.size(1), begin,
+           end);
     });
   });
 }

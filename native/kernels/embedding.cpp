@@ -5,7 +5,7 @@
 
 namespace wrpo {
 
-void embeddingBackward(const at::Tensor& dx, const int32_t* ids, const at::Tensor& dWeight) {
+void cpu::embeddingBackward(const at::Tensor& dx, const std::vector<int32_t>& ids, const at::Tensor& dWeight) {
   if (!dWeight.defined()) return;
   byType(dx.scalar_type(), [&](auto zero) {
     using T = decltype(zero);

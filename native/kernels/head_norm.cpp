@@ -82,7 +82,7 @@ WRPO_HEAD_NORM(c10::BFloat16)
 
 }  // namespace
 
-void headNormForward(const at::Tensor& x, const NormWeight& w, double eps, const at::Tensor& y) {
+void cpu::headNormForward(const at::Tensor& x, const NormWeight& w, double eps, const at::Tensor& y) {
   byType(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using S = ScalarOf<T>;
@@ -94,8 +94,8 @@ void headNormForward(const at::Tensor& x, const NormWeight& w, double eps, const
   });
 }
 
-void headNormBackward(const at::Tensor& dy, const at::Tensor& x, const NormWeight& w, double eps,
-                      const at::Tensor& dw) {
+void cpu::headNormBackward(const at::Tensor& dy, const at::Tensor& x, const NormWeight& w, double eps,
+                           const at::Tensor& dw) {
   byType(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using S = ScalarOf<T>;

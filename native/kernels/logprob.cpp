@@ -94,31 +94,32 @@ WRPO_LOGPROB(c10::BFloat16)
 
 }  // namespace
 
-void softcap(const at::Tensor& z, double limit) {
+void cpu::softcap(const at::Tensor& z, double limit) {
   byType(z.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     parallelRows(z.size(0), 1, [&](int64_t b, int64_t e) { cap(data<T>(z), z.size(1), ScalarOf<T>(limit), b, e); });
   });
 }
 
-void logprobForward(const at::Tensor& z, const int32_t* targets, const at::Tensor& logp, const at::Tensor& lse,
-                    uint8_t* argmax) {
+void cpu::logprobForward(const at::Tensor& z, const at::Tensor& targets, const at::Tensor& logp, const at::Tensor& lse,
+                         const at::Tensor& argmax) {
   byType(z.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using S = ScalarOf<T>;
     parallelRows(z.size(0), 1, [&](int64_t b, int64_t e) {
-      forward(data<T>(z), z.size(1), targets, data<S>(logp), data<S>(lse), argmax, b, e);
+      forward(data<T>(z), z.size(1), data<int32_t>(targets), data<S>(logp), data<S>(lse),
+              argmax.defined() ? data<uint8_t>(argmax) : nullptr, b, e);
     });
   });
 }
 
-void logprobBackward(const at::Tensor& z, const int32_t* targets, const at::Tensor& lse, const at::Tensor& g,
-                     double cap) {
+void cpu::logprobBackward(const at::Tensor& z, const at::Tensor& targets, const at::Tensor& lse, const at::Tensor& g,
+                          double cap) {
   byType(z.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using S = ScalarOf<T>;
     parallelRows(z.size(0), 1, [&](int64_t b, int64_t e) {
-      backward(data<T>(z), z.size(1), targets, data<S>(lse), data<S>(g), S(cap), b, e);
+      backward(data<T>(z), z.size(1), data<int32_t>(targets), data<S>(lse), data<S>(g), S(cap), b, e);
     });
   });
 }

@@ -32,8 +32,8 @@ WRPO_MERGE(c10::BFloat16)
 
 }  // namespace
 
-void mergeLse(const at::Tensor& out, const at::Tensor& lse, const at::Tensor& out2, const at::Tensor& lse2,
-              int64_t heads) {
+void cpu::mergeLse(const at::Tensor& out, const at::Tensor& lse, const at::Tensor& out2, const at::Tensor& lse2,
+                   int64_t heads) {
   byType(out.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using S = simd::ScalarOf<T>;

@@ -99,8 +99,8 @@ WRPO_RMS(c10::BFloat16)
 
 }  // namespace
 
-void rmsNormForward(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& sum, const NormWeight& w,
-                    double eps, const at::Tensor& y, const at::Tensor& rstd) {
+void cpu::rmsNormForward(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& sum, const NormWeight& w,
+                         double eps, const at::Tensor& y, const at::Tensor& rstd) {
   byType(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using S = ScalarOf<T>;
@@ -112,8 +112,8 @@ void rmsNormForward(const at::Tensor& x, const at::Tensor& residual, const at::T
   });
 }
 
-void rmsNormBackward(const at::Tensor& dy, const at::Tensor& x, const NormWeight& w, const at::Tensor& rstd,
-                     const at::Tensor& dx, const at::Tensor& dw) {
+void cpu::rmsNormBackward(const at::Tensor& dy, const at::Tensor& x, const NormWeight& w, const at::Tensor& rstd,
+                          const at::Tensor& dx, const at::Tensor& dw) {
   byType(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using S = ScalarOf<T>;

@@ -91,11 +91,13 @@ at::Tensor ropeTable(const at::Tensor& frequencies, int64_t positions, double at
   return table;
 }
 
-void rope(const at::Tensor& x, int64_t heads, int64_t headDim, const at::Tensor& table, const int32_t* rows, int sign) {
+void cpu::rope(const at::Tensor& x, int64_t heads, int64_t headDim, const at::Tensor& table, const at::Tensor& rows,
+               int sign) {
   byType(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     parallelRows(x.size(0), 64, [&](int64_t begin, int64_t end) {
-      rotate(data<T>(x), x.stride(0), heads, headDim, 2 * table.size(2), data<float>(table), rows, sign, begin, end);
+      rotate(data<T>(x), x.stride(0), heads, headDim, 2 * table.size(2), data<float>(table), data<int32_t>(rows), sign,
+             begin, end);
     });
   });
 }

@@ -74,7 +74,7 @@ WRPO_SWIGLU(c10::BFloat16)
 
 }  // namespace
 
-void swigluForward(Activation activation, const at::Tensor& gateUp, const at::Tensor& h) {
+void cpu::swigluForward(Activation activation, const at::Tensor& gateUp, const at::Tensor& h) {
   byType(h.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     parallelRows(h.size(0), 16,
@@ -82,7 +82,7 @@ void swigluForward(Activation activation, const at::Tensor& gateUp, const at::Te
   });
 }
 
-void swigluBackward(Activation activation, const at::Tensor& dh, const at::Tensor& gateUp, const at::Tensor& h) {
+void cpu::swigluBackward(Activation activation, const at::Tensor& dh, const at::Tensor& gateUp, const at::Tensor& h) {
   byType(h.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     parallelRows(h.size(0), 16, [&](int64_t b, int64_t e) {

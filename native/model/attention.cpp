@@ -51,8 +51,8 @@ bool inBlocks(const ModelConfig& c, int64_t window, const Batch& batch, const at
 
 }  // namespace
 
-void attentionForward(const ModelConfig& c, int64_t window, const Batch& batch, const at::Tensor& qkv,
-                      const at::Tensor& out, const at::Tensor& lse, bool promptQueries) {
+void cpu::attentionForward(const ModelConfig& c, int64_t window, const Batch& batch, const at::Tensor& qkv,
+                           const at::Tensor& out, const at::Tensor& lse, bool promptQueries) {
   if (inBlocks(c, window, batch, qkv)) return blockedAttentionForward(c, window, batch, qkv, out, lse, promptQueries);
   auto self = [&](Range r) {
     if (r.length == 0) return;
@@ -73,9 +73,9 @@ void attentionForward(const ModelConfig& c, int64_t window, const Batch& batch, 
   }
 }
 
-void attentionBackward(const ModelConfig& c, int64_t window, const Batch& batch, const at::Tensor& dOut,
-                       const at::Tensor& qkv, const at::Tensor& out, const at::Tensor& lse, const at::Tensor& dQkv,
-                       bool promptQueries) {
+void cpu::attentionBackward(const ModelConfig& c, int64_t window, const Batch& batch, const at::Tensor& dOut,
+                            const at::Tensor& qkv, const at::Tensor& out, const at::Tensor& lse, const at::Tensor& dQkv,
+                            bool promptQueries) {
   if (inBlocks(c, window, batch, qkv))
     return blockedAttentionBackward(c, window, batch, dOut, qkv, lse, dQkv, promptQueries);
   auto part = [&](Range queries, Range keys, bool causal) {

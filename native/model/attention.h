@@ -5,11 +5,13 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include "kernels/op.h"
 #include "memory.h"
 #include "model/batch.h"
 #include "model/config.h"
 
 namespace wrpo {
+namespace cpu {
 
 // qkv [T, (heads + 2 kvHeads) headDim] after RoPE; out [T, heads headDim]; lse [T, heads] in the compute type.
 // window: how many keys a row sees, itself included; 0 = all before it.
@@ -20,5 +22,10 @@ void attentionForward(const ModelConfig& config, int64_t window, const Batch& ba
 void attentionBackward(const ModelConfig& config, int64_t window, const Batch& batch, const at::Tensor& dOut,
                        const at::Tensor& qkv, const at::Tensor& out, const at::Tensor& lse, const at::Tensor& dQkv,
                        bool promptQueries);
+
+}  // namespace cpu
+
+WRPO_OP(attentionForward);
+WRPO_OP(attentionBackward);
 
 }  // namespace wrpo

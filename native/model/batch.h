@@ -6,9 +6,12 @@
 // last token: [gate .. y_{n-1}], with targets of -1 only.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace wrpo {
+
+struct AttentionSegments;
 
 struct Batch {
   std::vector<int32_t> tokens, positions;  // [T], T = prompt tokens + response rows
@@ -22,6 +25,8 @@ struct Batch {
   std::vector<int32_t> contestGroups, contestOffsets, contestResponses;
   std::vector<double> contestCoefficients, contestWeights;
   std::vector<double> reference;  // [K] summed reference log-probs, or empty
+  // What cuda/attention.cpp makes of the offsets at a GPU's first layer.
+  mutable std::shared_ptr<AttentionSegments> attentionSegments;
 
   int64_t groups() const { return int64_t(promptOffsets.size()) - 1; }
   int64_t responses() const { return int64_t(responseOffsets.size()) - 1; }

@@ -2,7 +2,6 @@
 
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/scalar_tensor.h>
@@ -15,6 +14,7 @@
 #include "kernels/kernels.h"
 #include "model/attention.h"
 #include "model/cached_attention.h"
+#include "range.h"
 
 namespace wrpo {
 
@@ -41,7 +41,7 @@ void linearInputGradient(const at::Tensor& dx, const at::Tensor& dy, const at::T
   at::mm_out(out, dy, w);
 }
 
-void linearWeightGradient(const at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x) {
+void cpu::linearWeightGradient(const at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x) {
   if (!dw.defined()) return;
   if (useSgemm(dy))
     return sgemm(dy.size(1), x.size(1), dy.size(0), transposed(dy), plain(x), data<float>(dw), dw.stride(0), true);
@@ -77,8 +77,8 @@ void addLinearInputGradient(const at::Tensor& dx, const at::Tensor& dy, const at
 }
 
 Decoder::Decoder(const ModelConfig& config, Weights& weights, Workspace& workspace)
-    : config_(config), weights_(weights), workspace_(workspace), global_(config.rope) {
-  if (config.localRope.dim > 0) local_.emplace(config.localRope);
+    : config_(config), weights_(weights), workspace_(workspace), global_(config.rope, workspace.device()) {
+  if (config.localRope.dim > 0) local_.emplace(config.localRope, workspace.device());
 }
 
 void Decoder::finishQkv(int64_t layer, const at::Tensor& qkv, const at::Tensor& to) const {
@@ -111,6 +111,7 @@ at::Tensor Decoder::forward(const Batch& batch, const LoraPass& lora, std::span<
 }
 
 at::Tensor Decoder::forward(const Batch& batch, const LoraPass& lora, bool keep, const Attend& attend) {
+  Range range("decoder forward");
   const ModelConfig& c = config_;
   const int64_t T = batch.size(), H = c.hiddenSize, F = c.intermediateSize, P = batch.promptTokens();
   const auto dtype = weights_.dtype(), stats = computeType(dtype);
@@ -151,7 +152,7 @@ at::Tensor Decoder::forward(const Batch& batch, const LoraPass& lora, bool keep,
     if (c.branchNorms) rmsNormForward(to, none, none, norm(after), c.rmsNormEps, rows(y, from), rows(rstd, from));
   };
 
-  auto ids = at::from_blob(const_cast<int32_t*>(batch.tokens.data()), {T}, at::kInt);
+  auto ids = place(batch.tokens, workspace_.device());
   at::index_select_out(saved_[0].x, weights_.view.embed, 0, ids);
   if (c.embeddingScale != 1) saved_[0].x.mul_(at::scalar_tensor(c.embeddingScale, dtype));
   for (int64_t l = 0; l < c.layers; ++l) {
@@ -183,6 +184,7 @@ at::Tensor Decoder::forward(const Batch& batch, const LoraPass& lora, bool keep,
 }
 
 void Decoder::backward(const Batch& batch, const LoraPass& lora, const at::Tensor& dHidden) {
+  Range range("decoder backward");
   const ModelConfig& c = config_;
   const int64_t T = batch.size(), H = c.hiddenSize, F = c.intermediateSize, P = batch.promptTokens();
   const int64_t q = c.heads * c.headDim, k = c.kvHeads * c.headDim;
@@ -253,7 +255,7 @@ void Decoder::backward(const Batch& batch, const LoraPass& lora, const at::Tenso
     rmsNormBackward(dNormed, s.x, norm(w.inputNorm), s.rstd1, dx, g.inputNorm);
   }
   if (c.embeddingScale != 1) dx.mul_(at::scalar_tensor(c.embeddingScale, dtype));
-  embeddingBackward(dx, batch.tokens.data(), grads.embed);
+  embeddingBackward(dx, batch.tokens, grads.embed);
   workspace_.release(scratch);
 }
 

@@ -21,8 +21,11 @@ namespace wrpo {
 void linear(const at::Tensor& y, const at::Tensor& x, const at::Tensor& w);
 // dx [T, in] = dy [T, out] w [out, in]
 void linearInputGradient(const at::Tensor& dx, const at::Tensor& dy, const at::Tensor& w);
+namespace cpu {
 // dw [out, in] += dy [T, out]^T x [T, in], accumulated in dw's own (float32) type; an undefined one is frozen
 void linearWeightGradient(const at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x);
+}  // namespace cpu
+WRPO_OP(linearWeightGradient);
 // The first two, added to what is there.
 void addLinear(const at::Tensor& y, const at::Tensor& x, const at::Tensor& w);
 void addLinearInputGradient(const at::Tensor& dx, const at::Tensor& dy, const at::Tensor& w);

@@ -45,6 +45,8 @@ Generator::Generator(std::shared_ptr<Model> model, const GeneratorOptions& optio
       pool_(model_->config(), model_->weights().dtype()) {
   check(options_);
   model_->requireLanguageHead();
+  if (!model_->weights().device().is_cpu())
+    fail("ERR_DEVICE", "text is generated on the CPU only: load the model with device \"cpu\"");
 }
 
 void Generator::add(GenerationRequest request) {
@@ -192,9 +194,10 @@ void Generator::draw(const at::Tensor& logits, const std::vector<Part>& parts, G
       targets.push_back(d.token);
     }
     auto stats = computeType(logits.scalar_type());
-    auto logp = at::empty({n}, stats), lse = at::empty({n}, stats);
+    auto logp = at::empty({n}, stats), lse = at::empty({n}, stats), ids = place(targets, logits.device());
     for (int64_t i = 0; i < n; ++i)
-      logprobForward(logits.narrow(0, rows[i], 1), &targets[i], logp.narrow(0, i, 1), lse.narrow(0, i, 1), nullptr);
+      logprobForward(logits.narrow(0, rows[i], 1), ids.narrow(0, i, 1), logp.narrow(0, i, 1), lse.narrow(0, i, 1),
+                     at::Tensor());
     auto wide = logp.to(at::kDouble);
     out.logProbs.insert(out.logProbs.end(), data<double>(wide), data<double>(wide) + n);
   }

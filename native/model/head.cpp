@@ -8,14 +8,14 @@
 #include "kernels/dispatch.h"
 #include "kernels/kernels.h"
 #include "model/decoder.h"
+#include "range.h"
 
 namespace wrpo {
 namespace {
 
 // The rows [first, last) of everything the head's steps read and write.
 struct Chunk {
-  const at::Tensor &hidden, &weight;
-  const int32_t* targets;
+  const at::Tensor &hidden, &weight, &targets;
   HeadOutput& output;
   int64_t first, last;
   at::Tensor logits;  // [last - first, V]
@@ -25,8 +25,8 @@ struct Chunk {
   void forward() const {
     poll();
     recompute();
-    logprobForward(logits, targets + first, rows(output.logp), rows(output.lse),
-                   output.argmax.empty() ? nullptr : output.argmax.data() + first);
+    logprobForward(logits, rows(targets), rows(output.logp), rows(output.lse),
+                   output.argmax.defined() ? rows(output.argmax) : output.argmax);
   }
   void recompute() const {
     linear(logits, rows(hidden), weight);
@@ -34,7 +34,7 @@ struct Chunk {
   }
   void backward(const at::Tensor& dLogp, const at::Tensor& dHidden, const at::Tensor& dWeight) const {
     poll();
-    logprobBackward(logits, targets + first, rows(output.lse), rows(dLogp), cap);
+    logprobBackward(logits, rows(targets), rows(output.lse), rows(dLogp), cap);
     linearInputGradient(rows(dHidden), logits, weight);
     linearWeightGradient(dWeight, logits, rows(hidden));
   }
@@ -53,32 +53,34 @@ at::Tensor Head::logits(const at::Tensor& hidden, const at::Tensor& weight) {
   return logits;
 }
 
-HeadOutput Head::logProbs(const at::Tensor& hidden, const at::Tensor& weight, const std::vector<int32_t>& targets,
-                          bool argmax) {
+HeadOutput Head::logProbs(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets, bool argmax) {
   int64_t R = hidden.size(0), step = std::min(R, chunkRows(weight));
-  auto stats = computeType(hidden.scalar_type());
-  HeadOutput output{at::empty({R}, stats), at::empty({R}, stats), std::vector<uint8_t>(argmax ? R : 0)};
+  Range range("head");
+  auto stats = hidden.options().dtype(computeType(hidden.scalar_type()));
+  HeadOutput output{at::empty({R}, stats), at::empty({R}, stats), {}};
+  if (argmax) output.argmax = at::empty({R}, hidden.options().dtype(at::kByte));
   auto scratch = workspace_.mark();
   auto logits = workspace_.take({step, weight.size(0)}, hidden.scalar_type());
   for (int64_t first = 0; first < R; first += step) {
     int64_t last = std::min(R, first + step);
-    Chunk{hidden, weight, targets.data(), output, first, last, logits.narrow(0, 0, last - first), softcap_}.forward();
+    Chunk{hidden, weight, targets, output, first, last, logits.narrow(0, 0, last - first), softcap_}.forward();
   }
   workspace_.release(scratch);
   return output;
 }
 
-HeadOutput Head::forwardBackward(const at::Tensor& hidden, const at::Tensor& weight,
-                                 const std::vector<int32_t>& targets, const std::vector<int64_t>& unitOffsets,
-                                 const Gradient& gradient, const at::Tensor& dHidden, const at::Tensor& dWeight) {
+HeadOutput Head::forwardBackward(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets,
+                                 const std::vector<int64_t>& unitOffsets, const Gradient& gradient,
+                                 const at::Tensor& dHidden, const at::Tensor& dWeight) {
   int64_t R = hidden.size(0), limit = std::min(R, chunkRows(weight));
-  auto stats = computeType(hidden.scalar_type());
+  Range range("head");
+  auto stats = hidden.options().dtype(computeType(hidden.scalar_type()));
   HeadOutput output{at::empty({R}, stats), at::empty({R}, stats), {}};
   auto dLogp = at::empty({R}, stats);
   auto scratch = workspace_.mark();
   auto logits = workspace_.take({limit, weight.size(0)}, hidden.scalar_type());
   auto chunk = [&](int64_t first, int64_t last) {
-    return Chunk{hidden, weight, targets.data(), output, first, last, logits.narrow(0, 0, last - first), softcap_};
+    return Chunk{hidden, weight, targets, output, first, last, logits.narrow(0, 0, last - first), softcap_};
   };
   for (size_t unit = 0; unit + 1 < unitOffsets.size();) {
     int64_t first = unitOffsets[unit];
@@ -106,7 +108,7 @@ HeadOutput Head::forwardBackward(const at::Tensor& hidden, const at::Tensor& wei
   return output;
 }
 
-void Head::backward(const at::Tensor& hidden, const at::Tensor& weight, const std::vector<int32_t>& targets,
+void Head::backward(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets,
                     const at::Tensor& lse, const at::Tensor& dLogp, const at::Tensor& dHidden,
                     const at::Tensor& dWeight) {
   int64_t R = hidden.size(0), step = std::min(R, chunkRows(weight));
@@ -115,7 +117,7 @@ void Head::backward(const at::Tensor& hidden, const at::Tensor& weight, const st
   auto logits = workspace_.take({step, weight.size(0)}, hidden.scalar_type());
   for (int64_t first = 0; first < R; first += step) {
     int64_t last = std::min(R, first + step);
-    Chunk part{hidden, weight, targets.data(), output, first, last, logits.narrow(0, 0, last - first), softcap_};
+    Chunk part{hidden, weight, targets, output, first, last, logits.narrow(0, 0, last - first), softcap_};
     part.recompute();
     part.backward(dLogp, dHidden, dWeight);
   }

@@ -11,8 +11,8 @@ namespace wrpo {
 
 // Results per row, in the compute type of the hidden states.
 struct HeadOutput {
-  at::Tensor logp, lse;         // [R]
-  std::vector<uint8_t> argmax;  // [R] when asked for
+  at::Tensor logp, lse;  // [R]
+  at::Tensor argmax;     // uint8 [R] when asked for, else undefined
 };
 
 class Head {
@@ -24,9 +24,8 @@ class Head {
   // Logits [R, V] of hidden [R, H], weight [V, H], valid until the workspace is reset.
   at::Tensor logits(const at::Tensor& hidden, const at::Tensor& weight);
 
-  // hidden [R, H], weight [V, H], targets [R], every one in [0, V).
-  HeadOutput logProbs(const at::Tensor& hidden, const at::Tensor& weight, const std::vector<int32_t>& targets,
-                      bool argmax);
+  // hidden [R, H], weight [V, H], targets int32 [R], every one in [0, V), all on one device.
+  HeadOutput logProbs(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets, bool argmax);
 
   // dLogp: rows [first, last) of the output are known; fill in their dLoss/dlogp. Called once for each unit of rows, in
   // order, as soon as its log-probs exist.
@@ -35,13 +34,13 @@ class Head {
   // needs whole: units are gathered into chunks, their logits kept until the gradient is known and turned into it in
   // place. A unit larger than a chunk has its logits computed twice instead (the same GEMMs in the same shapes).
   // Returns the log-probs; writes dHidden [R, H], adds to dWeight [V, H].
-  HeadOutput forwardBackward(const at::Tensor& hidden, const at::Tensor& weight, const std::vector<int32_t>& targets,
+  HeadOutput forwardBackward(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets,
                              const std::vector<int64_t>& unitOffsets, const Gradient& gradient,
                              const at::Tensor& dHidden, const at::Tensor& dWeight);
 
   // Backward alone, from a given lse and dLoss/dlogp [R].
-  void backward(const at::Tensor& hidden, const at::Tensor& weight, const std::vector<int32_t>& targets,
-                const at::Tensor& lse, const at::Tensor& dLogp, const at::Tensor& dHidden, const at::Tensor& dWeight);
+  void backward(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets, const at::Tensor& lse,
+                const at::Tensor& dLogp, const at::Tensor& dHidden, const at::Tensor& dWeight);
 
  private:
   int64_t chunkRows(const at::Tensor& weight) const;

@@ -2,7 +2,6 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/ops/mm.h>
-#include <ATen/ops/zeros.h>
 
 #include <cmath>
 #include <unordered_set>
@@ -49,8 +48,7 @@ Adapters::Adapters(const LoraShape& shape, const Weights& base) : shape_(shape) 
       }
     }
   if (!wanted.empty()) fail("ERR_MODEL", "the model has no projection " + *wanted.begin() + " for an adapter");
-  master = at::zeros({size_}, computeType(base.dtype()));
-  work = base.dtype() == master.scalar_type() ? master : at::zeros({size_}, base.dtype());
+  allocate(base.dtype(), base.device(), true);
   for (auto& [_, adapters] : byWeight_)
     for (Adapter& adapter : adapters) {
       adapter.a = slice(work, parameters_[adapter.parameter]);
@@ -68,8 +66,10 @@ void Adapters::initialize(uint64_t seed) {
   auto generator = at::make_generator<at::CPUGeneratorImpl>(seed);
   for (size_t i = 0; i < parameters_.size(); i += 2) {
     double bound = 1 / std::sqrt(double(parameters_[i].shape[1]));
-    slice(master, parameters_[i]).uniform_(-bound, bound, generator);
-    slice(master, parameters_[i + 1]).zero_();
+    auto a = slice(masters(), parameters_[i]), b = slice(masters(), parameters_[i + 1]);
+    auto values = a.host();
+    a.assign(values.uniform_(-bound, bound, generator));
+    b.assign(b.host().zero_());
   }
   syncWork();
 }
@@ -78,10 +78,11 @@ void Adapters::mergeInto(Weights& base) const {
   for (const auto& [_, adapters] : byWeight_)
     for (const Adapter& adapter : adapters) {
       poll();
-      auto values = [&](size_t i) { return slice(master, parameters_[i]).to(at::kDouble); };
-      auto weight = base.slice(base.master, base.parameters()[adapter.base]);
+      auto values = [&](size_t i) { return slice(masters(), parameters_[i]).host().to(at::kDouble); };
+      auto stored = base.slice(base.masters(), base.parameters()[adapter.base]);
+      auto weight = stored.host();
       auto product = at::mm(values(adapter.parameter + 1), values(adapter.parameter));
-      weight.copy_(product.mul_(shape_.scale).add_(weight));
+      stored.assign(product.mul_(shape_.scale).add_(weight));
     }
   base.syncWork();
 }
@@ -112,7 +113,7 @@ at::Tensor LoraPass::dropped(const at::Tensor& x, const Adapters::Adapter& adapt
   std::vector<uint32_t> keys(x.size(0));
   for (size_t t = 0; t < keys.size(); ++t) keys[t] = uint32_t(chain(tokens[t], int64_t(adapter.parameter)));
   auto y = to.defined() ? to : take(x, x.size(1));
-  dropout(x, keys.data(), adapters_->shape().dropout, y);
+  dropout(x, place(keys, x.device()), adapters_->shape().dropout, y);
   return y;
 }
 

@@ -1,7 +1,6 @@
 #include "model/model.h"
 
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/from_blob.h>
 
 #include <cmath>
 
@@ -17,7 +16,7 @@ struct PredictedRows {
   bool all;
   std::vector<int32_t> targets;
   std::vector<int64_t> rows;
-  std::vector<int64_t> responseOffsets;  // [K + 1] over the predicted rows
+  std::vector<int32_t> responseOffsets;  // [K + 1] over the predicted rows
 
   explicit PredictedRows(const Batch& batch) {
     responseOffsets.push_back(0);
@@ -27,20 +26,30 @@ struct PredictedRows {
           targets.push_back(batch.targets[r]);
           rows.push_back(r);
         }
-      responseOffsets.push_back(int64_t(targets.size()));
+      responseOffsets.push_back(int32_t(targets.size()));
     }
     all = targets.size() == batch.targets.size();
   }
-  at::Tensor index() const {
-    return at::from_blob(const_cast<int64_t*>(rows.data()), {int64_t(rows.size())}, at::kLong);
-  }
 };
+
+// The device, if it computes such a model.
+at::Device checked(const ModelConfig& c, at::ScalarType dtype, at::Device device) {
+  auto refuse = [](const std::string& what) { fail("ERR_DEVICE", "device \"cuda\": " + what); };
+  if (device.is_cpu()) return device;
+  if (dtype != at::kBFloat16) refuse("a GPU computes in bfloat16 only: expected dtype bfloat16 (or auto)");
+  if (c.attentionSoftcap > 0) refuse("attention with a soft cap (Gemma 2) is computed on the CPU only");
+  if (c.headDim % 8 != 0 || c.headDim > 256)
+    refuse("heads of " + std::to_string(c.headDim) + " elements; its attention takes multiples of 8 up to 256");
+  return device;
+}
 
 }  // namespace
 
-Model::Model(const ModelConfig& config, at::ScalarType dtype, Weights::Use use, int64_t headChunkBytes)
+Model::Model(const ModelConfig& config, at::ScalarType dtype, Weights::Use use, int64_t headChunkBytes,
+             at::Device device)
     : config_(config),
-      weights_(std::make_shared<Weights>(config, dtype, use)),
+      weights_(std::make_shared<Weights>(config, dtype, use, checked(config, dtype, device))),
+      workspace_(device),
       decoder_(config, *weights_, workspace_),
       head_(workspace_, headChunkBytes, config.finalSoftcap) {}
 
@@ -71,8 +80,8 @@ std::shared_ptr<Parameters> Model::trained() const {
 }
 
 uint64_t Model::fingerprint(bool withAdapters) const {
-  uint64_t hash = wrpo::fingerprint(weights_->master);
-  if (withAdapters && adapters_) hash = hash * 0x9e3779b97f4a7c15ull + wrpo::fingerprint(adapters_->master);
+  uint64_t hash = wrpo::fingerprint(weights_->masters().host());
+  if (withAdapters && adapters_) hash = hash * 0x9e3779b97f4a7c15ull + wrpo::fingerprint(adapters_->masters().host());
   return hash;
 }
 
@@ -88,9 +97,9 @@ LogProbs Model::logProbs(const Batch& batch, const AdapterUse& use, bool perToke
   workspace_.reset();
   PredictedRows rows(batch);
   auto hidden = decoder_.forward(batch, pass(batch, use), false);
-  if (!rows.all) hidden = hidden.index_select(0, rows.index());
-  auto output = head_.logProbs(hidden, weights_->view.head, rows.targets, argmax);
-  auto logp = output.logp.to(at::kDouble);
+  if (!rows.all) hidden = hidden.index_select(0, place(rows.rows, hidden.device()));
+  auto output = head_.logProbs(hidden, weights_->view.head, place(rows.targets, hidden.device()), argmax);
+  auto logp = output.logp.to(at::kCPU).to(at::kDouble);
   const double* p = data<double>(logp);
   LogProbs result;
   for (int64_t k = 0; k < batch.responses(); ++k) {
@@ -100,7 +109,10 @@ LogProbs Model::logProbs(const Batch& batch, const AdapterUse& use, bool perToke
     result.counts.push_back(int32_t(rows.responseOffsets[k + 1] - rows.responseOffsets[k]));
   }
   if (perToken) result.perToken.assign(p, p + logp.numel());
-  result.argmax = std::move(output.argmax);
+  if (argmax) {
+    auto best = output.argmax.to(at::kCPU);
+    result.argmax.assign(data<uint8_t>(best), data<uint8_t>(best) + best.numel());
+  }
   return result;
 }
 
@@ -117,15 +129,13 @@ Accumulated Model::accumulate(const Batch& batch, const AdapterUse& use, const O
   if (batch.contestGroups.empty())
     fail("ERR_DATA", "accumulate needs contests: the batch has only log-probs to compute");
   workspace_.reset();
-  const int64_t K = batch.responses();
+  const at::Device device = workspace_.device();
+  const int64_t K = batch.responses(), Q = int64_t(batch.contestWeights.size());
   PredictedRows rows(batch);
-  Accumulated result{0, std::vector<double>(K), std::vector<int32_t>(K),
-                     std::vector<double>(batch.contestWeights.size()),
-                     std::vector<double>(batch.contestWeights.size())};
-  std::vector<double> gradient(K);
+  std::vector<int32_t> counts(K);
   for (int64_t k = 0; k < K; ++k) {
-    result.counts[k] = int32_t(rows.responseOffsets[k + 1] - rows.responseOffsets[k]);
-    if (result.counts[k] == 0) fail("ERR_DATA", "response " + std::to_string(k) + " of the batch predicts no token");
+    counts[k] = rows.responseOffsets[k + 1] - rows.responseOffsets[k];
+    if (counts[k] == 0) fail("ERR_DATA", "response " + std::to_string(k) + " of the batch predicts no token");
   }
   std::vector<int64_t> unitOffsets;
   for (int32_t k : batch.groupOffsets) unitOffsets.push_back(rows.responseOffsets[k]);
@@ -133,39 +143,34 @@ Accumulated Model::accumulate(const Batch& batch, const AdapterUse& use, const O
   auto lora = pass(batch, use);
   auto hidden = decoder_.forward(batch, lora, true);
   auto dHidden = workspace_.take(hidden.sizes(), hidden.scalar_type());
-  auto predicted = rows.all ? hidden : hidden.index_select(0, rows.index());
+  auto index = rows.all ? at::Tensor() : place(rows.rows, device);
+  auto predicted = rows.all ? hidden : hidden.index_select(0, index);
   auto dPredicted = rows.all ? dHidden : at::empty_like(predicted);
 
+  ContestTables tables(batch, rows.responseOffsets, counts, device);
   // Called with the log-probs of whole prompts, in order: [g, next) are the prompts whose rows just became known.
   int64_t g = 0;
   auto dLossDLogp = [&](const HeadOutput& output, int64_t, int64_t last, at::Tensor& dLogp) {
     int64_t firstGroup = g;
     while (g < batch.groups() && unitOffsets[g + 1] <= last) ++g;
-    byType(output.logp.scalar_type(), [&](auto zero) {
-      using S = decltype(zero);
-      const S* logp = static_cast<const S*>(output.logp.data_ptr());
-      S* d = static_cast<S*>(dLogp.data_ptr());
-      for (int32_t k = batch.groupOffsets[firstGroup]; k < batch.groupOffsets[g]; ++k)
-        for (int64_t r = rows.responseOffsets[k]; r < rows.responseOffsets[k + 1]; ++r)
-          result.logps[k] += double(logp[r]);
-      evaluateContests(objective, batch, firstGroup, g, result.logps, result.counts, normalizer, gradient,
-                       result.losses, result.margins);
-      for (int32_t k = batch.groupOffsets[firstGroup]; k < batch.groupOffsets[g]; ++k)
-        for (int64_t r = rows.responseOffsets[k]; r < rows.responseOffsets[k + 1]; ++r) d[r] = S(gradient[k]);
-    });
+    contests(output.logp, dLogp, tables, objective, normalizer, firstGroup, g);
   };
   const auto& grads = weights_->gradView();
-  head_.forwardBackward(predicted, weights_->view.head, rows.targets, unitOffsets, dLossDLogp, dPredicted, grads.head);
-
-  for (size_t q = 0; q < result.losses.size(); ++q)
-    result.loss += batch.contestWeights[q] * result.losses[q] / normalizer;
-  if (!std::isfinite(result.loss))
-    fail("ERR_NON_FINITE", "the loss of a micro-batch is " + std::to_string(result.loss));
+  head_.forwardBackward(predicted, weights_->view.head, place(rows.targets, device), unitOffsets, dLossDLogp,
+                        dPredicted, grads.head);
+  // Read while a GPU is at work on what follows, so that the next micro-batch is on its way before this one is done.
+  Readback read(tables.results);
   if (!rows.all) {
     dHidden.zero_();
-    dHidden.index_copy_(0, rows.index(), dPredicted);
+    dHidden.index_copy_(0, index, dPredicted);
   }
   decoder_.backward(batch, lora, dHidden);
+
+  const double *logps = data<double>(read.values()), *losses = logps + 2 * K, *margins = losses + Q;
+  Accumulated result{0, {logps, logps + K}, std::move(counts), {losses, losses + Q}, {margins, margins + Q}};
+  for (int64_t q = 0; q < Q; ++q) result.loss += batch.contestWeights[q] * losses[q] / normalizer;
+  if (!std::isfinite(result.loss))
+    fail("ERR_NON_FINITE", "the loss of a micro-batch is " + std::to_string(result.loss));
   return result;
 }
 
@@ -180,8 +185,8 @@ Scores Model::score(const Batch& batch) {
   }
   workspace_.reset();
   auto hidden = decoder_.forward(batch, pass(batch, {}), false);
-  auto rows = [&](std::vector<int64_t>& index) {
-    return hidden.index_select(0, at::from_blob(index.data(), {int64_t(index.size())}, at::kLong)).to(at::kDouble);
+  auto rows = [&](const std::vector<int64_t>& index) {
+    return hidden.index_select(0, place(index, hidden.device())).to(at::kCPU).to(at::kDouble);
   };
   return rewardHead(config_.reward, *weights_, rows(gates), rows(lasts));
 }

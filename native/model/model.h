@@ -34,7 +34,9 @@ struct AdapterUse {
 
 class Model {
  public:
-  Model(const ModelConfig& config, at::ScalarType dtype, Weights::Use use, int64_t headChunkBytes);
+  // Throws ERR_DEVICE for what a GPU does not compute.
+  Model(const ModelConfig& config, at::ScalarType dtype, Weights::Use use, int64_t headChunkBytes,
+        at::Device device = at::kCPU);
 
   LogProbs logProbs(const Batch& batch, const AdapterUse& use, bool perToken, bool argmax);
   // Adds the gradient of the batch's objective to trained()->grad().

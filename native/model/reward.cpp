@@ -24,7 +24,7 @@ std::vector<double> values(const at::Tensor& t) {
 Scores rewardHead(const RewardShape& shape, const Weights& weights, const at::Tensor& gate, const at::Tensor& last) {
   auto weight = [&](const std::string& name) {
     for (const auto& p : weights.parameters())
-      if (p.name == name) return weights.slice(weights.master, p).to(at::kDouble);
+      if (p.name == name) return weights.slice(weights.masters(), p).host().to(at::kDouble);
     fail("ERR_INTERNAL", "the reward head has no " + name);
   };
   auto x = gate;

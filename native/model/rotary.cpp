@@ -16,7 +16,7 @@ int64_t Rotary::variantOf(int64_t length) const {
 int32_t Rotary::partOf(int64_t variant) {
   auto [part, added] = parts_.try_emplace(variant, int32_t(parts_.size() * positions_));
   if (added) {
-    auto own = ropeTable(ropeFrequencies(settings_, variant), positions_, settings_.attentionFactor);
+    auto own = ropeTable(ropeFrequencies(settings_, variant), positions_, settings_.attentionFactor).to(device_);
     table_ = table_.defined() ? at::cat(std::vector{table_, own}) : own;
   }
   return part->second;
@@ -31,8 +31,13 @@ void Rotary::prepare(const Batch& batch) {
     table_ = at::Tensor();
   }
   rows_ = batch.positions;
-  int32_t original = partOf(0);
-  if (!settings_.byLength()) return;
+  partOf(0);
+  if (settings_.byLength()) turnByLength(batch);
+  placed_ = place(rows_, device_);
+}
+
+void Rotary::turnByLength(const Batch& batch) {
+  const int32_t original = partOf(0);
   const int64_t P = batch.promptTokens();
   auto turn = [&](int64_t first, int64_t last, int32_t part) {
     for (int64_t t = first; t < last; ++t) rows_[t] += part;
@@ -58,7 +63,7 @@ void Rotary::prepare(const Batch& batch) {
 }
 
 void Rotary::rotate(const at::Tensor& x, int64_t heads, int64_t headDim, int sign) const {
-  rope(x, heads, headDim, table_, rows_.data(), sign);
+  rope(x, heads, headDim, table_, placed_, sign);
 }
 
 }  // namespace wrpo

@@ -12,7 +12,7 @@ namespace wrpo {
 
 class Rotary {
  public:
-  explicit Rotary(const RopeSettings& settings) : settings_(settings) {}
+  Rotary(const RopeSettings& settings, at::Device device) : settings_(settings), device_(device) {}
 
   // For every rotate() until the next call. Where frequencies depend on a sequence's length (dynamic, longrope) it is
   // that of each response with all before it, by the position of its last row. Throws ERR_DATA when responses that
@@ -27,11 +27,15 @@ class Rotary {
   // The first row of a variant's part of the table.
   int32_t partOf(int64_t variant);
 
+  void turnByLength(const Batch& batch);
+
   RopeSettings settings_;
+  at::Device device_;
   int64_t positions_ = 0;  // of every part
   std::map<int64_t, int32_t> parts_;
   at::Tensor table_;           // [parts * positions, 2, dim / 2] float32
   std::vector<int32_t> rows_;  // [T]
+  at::Tensor placed_;          // the same on the device
 };
 
 }  // namespace wrpo

@@ -1,13 +1,10 @@
 #include "model/weights.h"
 
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/ops/zeros.h>
-
-#include "kernels/dispatch.h"
 
 namespace wrpo {
 
-Weights::Weights(const ModelConfig& c, at::ScalarType dtype, Use use) : config_(c), use_(use) {
+Weights::Weights(const ModelConfig& c, at::ScalarType dtype, Use use, at::Device device) : config_(c), use_(use) {
   auto add = [&](const std::string& name, std::vector<int64_t> shape, bool fusedWithPrevious = false) {
     if (!fusedWithPrevious) size_ = alignParameter(size_);
     bool decay = shape.size() > 1;
@@ -66,8 +63,7 @@ Weights::Weights(const ModelConfig& c, at::ScalarType dtype, Use use) : config_(
     add("lm_head.weight", {c.vocabSize, H});
   }
   size_ = alignParameter(size_);
-  work = at::zeros({size_}, dtype);
-  master = use == Use::Frozen || dtype == computeType(dtype) ? work : at::zeros({size_}, computeType(dtype));
+  allocate(dtype, device, use == Use::Trained);
   view = viewsOf(work);
 }
 
@@ -117,16 +113,17 @@ void Weights::setUse(Use use) {
   use_ = use;
   grad_ = at::Tensor();
   gradView_ = {};
-  auto wide = computeType(dtype());
-  master = use == Use::Frozen || dtype() == wide ? work : work.to(wide);
+  allocateMasters(use == Use::Trained);
 }
 
 void Weights::initialize(uint64_t seed) {
   auto generator = at::make_generator<at::CPUGeneratorImpl>(seed);
   for (const auto& p : parameters_) {
-    auto w = slice(master, p);
+    auto stored = slice(masters(), p);
+    auto w = stored.host();
     if (p.decay) w.normal_(0, config_.initializerRange, generator);
     else w.fill_(p.name.ends_with(".bias") ? 0 : 1 - config_.normPlus);
+    stored.assign(w);
   }
   syncWork();
 }

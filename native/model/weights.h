@@ -26,7 +26,7 @@ class Weights : public Parameters {
   enum class Use { Trained, Frozen };
 
   // Zeros. dtype float32, float64 or bfloat16.
-  Weights(const ModelConfig& config, at::ScalarType dtype, Use use);
+  Weights(const ModelConfig& config, at::ScalarType dtype, Use use, at::Device device);
 
   WeightViews view;  // of work
 

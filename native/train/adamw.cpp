@@ -1,18 +1,18 @@
 #include "train/adamw.h"
 
-#include <ATen/ops/zeros_like.h>
-
 #include <algorithm>
 #include <cmath>
 
 #include "error.h"
+#include "kernels/dispatch.h"
 #include "kernels/kernels.h"
+#include "range.h"
 
 namespace wrpo {
 
 AdamW::AdamW(std::shared_ptr<Parameters> trained, const AdamWOptions& o) : options(o), trained_(std::move(trained)) {
-  m = at::zeros_like(trained_->master);
-  v = at::zeros_like(trained_->master);
+  m = trained_->states();
+  v = trained_->states();
 }
 
 double AdamW::learningRateAt(const AdamWOptions& o, int64_t step) {
@@ -26,11 +26,11 @@ double AdamW::learningRateAt(const AdamWOptions& o, int64_t step) {
 
 AdamW::Step AdamW::step() {
   const at::Tensor& grad = trained_->grad();
-  double norm = gradientNorm(grad);
-  if (!std::isfinite(norm)) fail("ERR_NON_FINITE", "the gradient norm is " + std::to_string(norm));
-  double scale = options.maxGradNorm > 0 ? std::min(1.0, options.maxGradNorm / (norm + 1e-6)) : 1.0;
+  Range range("optimizer");
+  auto clip = gradientNorm(grad, options.maxGradNorm);
+  Readback read(clip);
   double learningRate = learningRateAt(options, completed);
-  AdamWStep update{learningRate, options.beta1, options.beta2, options.eps, options.weightDecay, scale, ++completed};
+  AdamWStep update{learningRate, options.beta1, options.beta2, options.eps, options.weightDecay, completed + 1};
 
   // Runs of neighbouring parameters with the same decay, each in one pass.
   const auto& all = trained_->parameters();
@@ -41,9 +41,13 @@ AdamW::Step AdamW::step() {
     AdamWStep run = update;
     if (!all[i].decay) run.weightDecay = 0;
     auto part = [&](const at::Tensor& t) { return t.narrow(0, begin, end - begin); };
-    adamwUpdate(part(trained_->master), part(trained_->work), part(grad), part(m), part(v), run);
+    adamwUpdate(part(grad), part(m), part(v), trained_->masters().narrow(begin, end - begin), part(trained_->work),
+                clip, run);
     i = j;
   }
+  double norm = data<double>(read.values())[0];
+  if (!std::isfinite(norm)) fail("ERR_NON_FINITE", "the gradient norm is " + std::to_string(norm));
+  ++completed;
   return {norm, learningRate};
 }
 

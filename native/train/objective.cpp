@@ -1,72 +1,55 @@
 #include "train/objective.h"
 
-#include <cmath>
-#include <vector>
+#include <ATen/ops/zeros.h>
+
+#include "device.h"
+#include "kernels/dispatch.h"
 
 namespace wrpo {
-namespace {
 
-double softplus(double x) { return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x)); }
-double sigmoid(double x) { return x >= 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x)); }
-
-}  // namespace
-
-Outcome contest(const Objective& o, std::span<const double> policy, std::span<const double> reference,
+Outcome contest(const Objective& objective, std::span<const double> policy, std::span<const double> reference,
                 std::span<const int32_t> lengths, std::span<const double> coefficients, double scale,
                 std::span<double> gradient) {
-  auto unit = [&](size_t k) { return o.lengthNormalized ? 1.0 / lengths[k] : 1.0; };
-  double sum = 0;
-  for (size_t k = 0; k < policy.size(); ++k)
-    sum += coefficients[k] * unit(k) * (policy[k] - (reference.empty() ? 0 : reference[k]));
-
-  double z = o.beta * sum - o.gamma, loss = 0, slope = 0;  // slope = dLoss/dsum
-  switch (o.form) {
-    case Objective::Form::Sigmoid:
-      loss = (1 - o.labelSmoothing) * softplus(-z) + o.labelSmoothing * softplus(z);
-      slope = o.beta * (o.labelSmoothing * sigmoid(z) - (1 - o.labelSmoothing) * sigmoid(-z));
-      break;
-    case Objective::Form::Ipo: {
-      double distance = sum - 1 / (2 * o.beta);
-      loss = distance * distance;
-      slope = 2 * distance;
-      break;
-    }
-    case Objective::Form::Linear:
-      z = sum;
-      loss = -sum;
-      slope = -1;
-      break;
-  }
-  for (size_t k = 0; k < policy.size(); ++k) {
-    gradient[k] += scale * slope * unit(k) * coefficients[k];
-    if (o.sftWeight == 0 || coefficients[k] <= 0) continue;
-    double share = o.sftWeight * coefficients[k] / lengths[k];
-    loss -= share * policy[k];
-    gradient[k] -= scale * share;
-  }
-  return {loss, z};
+  return row::contest(
+      objective, int64_t(policy.size()), [](int64_t e) { return e; }, policy.data(),
+      reference.empty() ? nullptr : reference.data(), lengths.data(), coefficients.data(), scale, gradient.data());
 }
 
-void evaluateContests(const Objective& objective, const Batch& batch, int64_t firstGroup, int64_t lastGroup,
-                      std::span<const double> policy, std::span<const int32_t> lengths, double normalizer,
-                      std::span<double> gradient, std::span<double> losses, std::span<double> margins) {
-  std::vector<double> p, ref, g;
-  std::vector<int32_t> n;
-  for (int32_t q = batch.contestGroups[firstGroup]; q < batch.contestGroups[lastGroup]; ++q) {
-    size_t first = batch.contestOffsets[q], count = batch.contestOffsets[q + 1] - first;
-    p.clear(), ref.clear(), n.clear(), g.assign(count, 0);
-    for (size_t e = first; e < first + count; ++e) {
-      int32_t k = batch.contestResponses[e];
-      p.push_back(policy[k]);
-      n.push_back(lengths[k]);
-      if (!batch.reference.empty()) ref.push_back(batch.reference[k]);
+ContestTables::ContestTables(const Batch& b, const std::vector<int32_t>& rowOffsets,
+                             const std::vector<int32_t>& lengths, at::Device device)
+    : groupOffsets(place(b.groupOffsets, device)),
+      rowOffsets(place(rowOffsets, device)),
+      lengths(place(lengths, device)),
+      contestGroups(place(b.contestGroups, device)),
+      contestOffsets(place(b.contestOffsets, device)),
+      contestResponses(place(b.contestResponses, device)),
+      coefficients(place(b.contestCoefficients, device)),
+      weights(place(b.contestWeights, device)),
+      reference(place(b.reference, device)),
+      results(at::zeros({2 * int64_t(lengths.size()) + 2 * int64_t(b.contestWeights.size())},
+                        at::TensorOptions(at::kDouble).device(device))) {}
+
+void cpu::contests(const at::Tensor& logp, const at::Tensor& dLogp, const ContestTables& t, const Objective& objective,
+                   double normalizer, int64_t firstGroup, int64_t lastGroup) {
+  auto ints = [](const at::Tensor& values) { return data<int32_t>(values); };
+  const int32_t *rows = ints(t.rowOffsets), *groups = ints(t.groupOffsets);
+  const double* reference = t.reference.numel() > 0 ? data<double>(t.reference) : nullptr;
+  double *policy = t.policy(), *gradient = t.gradient();
+  byType(logp.scalar_type(), [&](auto zero) {
+    using S = decltype(zero);
+    for (int32_t k = groups[firstGroup]; k < groups[lastGroup]; ++k)
+      for (int32_t r = rows[k]; r < rows[k + 1]; ++r) policy[k] += double(data<S>(logp)[r]);
+    for (int32_t q = ints(t.contestGroups)[firstGroup]; q < ints(t.contestGroups)[lastGroup]; ++q) {
+      int32_t first = ints(t.contestOffsets)[q], count = ints(t.contestOffsets)[q + 1] - first;
+      auto outcome = row::contest(
+          objective, count, [&](int64_t e) { return ints(t.contestResponses)[first + e]; }, policy, reference,
+          ints(t.lengths), data<double>(t.coefficients) + first, data<double>(t.weights)[q] / normalizer, gradient);
+      t.losses()[q] = outcome.loss;
+      t.margins()[q] = outcome.margin;
     }
-    auto outcome = contest(objective, p, ref, n, std::span(batch.contestCoefficients).subspan(first, count),
-                           batch.contestWeights[q] / normalizer, g);
-    losses[q] = outcome.loss;
-    margins[q] = outcome.margin;
-    for (size_t e = 0; e < count; ++e) gradient[batch.contestResponses[first + e]] += g[e];
-  }
+    for (int32_t k = groups[firstGroup]; k < groups[lastGroup]; ++k)
+      for (int32_t r = rows[k]; r < rows[k + 1]; ++r) data<S>(dLogp)[r] = S(gradient[k]);
+  });
 }
 
 }  // namespace wrpo

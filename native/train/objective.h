@@ -13,33 +13,52 @@
 // dLoss/dP_k = beta u_k c_k phi'(z) - w max(c_k, 0) / length_k. Which coefficients make which method is a table in
 // lib/train/objective.ts.
 #pragma once
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <span>
+#include <vector>
 
+#include "kernels/op.h"
+#include "kernels/row/objective.h"
 #include "model/batch.h"
 
 namespace wrpo {
 
-struct Objective {
-  enum class Form { Sigmoid, Ipo, Linear } form = Form::Sigmoid;
-  double beta = 0, gamma = 0, labelSmoothing = 0;
-  bool lengthNormalized = false;
-  double sftWeight = 0;
-};
+using row::Objective;
+using row::Outcome;
 
 // One contest: log-probs P and reference (empty = none), lengths and coefficients of the responses that meet. Returns
 // the loss and margin, and adds scale * dLoss/dP_k to gradient[k].
-struct Outcome {
-  double loss, margin;
-};
 Outcome contest(const Objective& objective, std::span<const double> policy, std::span<const double> reference,
                 std::span<const int32_t> lengths, std::span<const double> coefficients, double scale,
                 std::span<double> gradient);
 
-// All contests of the prompts [firstGroup, lastGroup) of a batch. policy, lengths and gradient are per response of the
-// whole batch; losses and margins per contest of the whole batch. The gradient is of sum(weight * loss) / normalizer.
-void evaluateContests(const Objective& objective, const Batch& batch, int64_t firstGroup, int64_t lastGroup,
-                      std::span<const double> policy, std::span<const int32_t> lengths, double normalizer,
-                      std::span<double> gradient, std::span<double> losses, std::span<double> margins);
+// The contests of a batch on the device of its log-probs: what Batch says of them, and what comes out.
+struct ContestTables {
+  // rowOffsets [K + 1]: of each response's rows among those that predict; lengths [K]: how many they are. On the CPU
+  // all is read where it lies.
+  ContestTables(const Batch& batch, const std::vector<int32_t>& rowOffsets, const std::vector<int32_t>& lengths,
+                at::Device device);
+
+  at::Tensor groupOffsets, rowOffsets, lengths, contestGroups, contestOffsets, contestResponses;  // int32
+  at::Tensor coefficients, weights, reference;                                                    // float64
+  at::Tensor results;  // float64: of K responses the summed log-probs and dLoss/dP, of Q contests losses and margins
+
+  int64_t K() const { return lengths.numel(); }
+  int64_t Q() const { return weights.numel(); }
+  double* policy() const { return results.mutable_data_ptr<double>(); }
+  double* gradient() const { return policy() + K(); }
+  double* losses() const { return policy() + 2 * K(); }
+  double* margins() const { return policy() + 2 * K() + Q(); }
+};
+
+namespace cpu {
+// All contests of the prompts [firstGroup, lastGroup), once: from the log-probs of the rows that predict to their
+// derivatives, both in the compute type. The gradient is of sum(weight * loss) / normalizer.
+void contests(const at::Tensor& logp, const at::Tensor& dLogp, const ContestTables& tables, const Objective& objective,
+              double normalizer, int64_t firstGroup, int64_t lastGroup);
+}  // namespace cpu
+WRPO_OP(contests);
 
 }  // namespace wrpo

@@ -1,15 +1,14 @@
-// One contest's loss and gradient, as train/objective.h defines it, for both devices.
+// One contest's loss and gradient, as train/objective.h defines it: the arithmetic of both devices.
 #pragma once
 #include "kernels/row/team.h"
 
 namespace wrpo::row {
 
-enum class Form : int { Sigmoid, Ipo, Linear };
 struct Objective {
-  Form form;
-  double beta, gamma, labelSmoothing;
-  bool lengthNormalized;
-  double sftWeight;
+  enum class Form : int { Sigmoid, Ipo, Linear } form = Form::Sigmoid;
+  double beta = 0, gamma = 0, labelSmoothing = 0;
+  bool lengthNormalized = false;
+  double sftWeight = 0;
 };
 struct Outcome {
   double loss, margin;
@@ -29,10 +28,10 @@ WRPO_HD Outcome contest(const Objective& o, int64_t count, At at, const double* 
     sum += coefficients[e] * unit(at(e)) * (policy[at(e)] - (reference ? reference[at(e)] : 0));
 
   double z = o.beta * sum - o.gamma, loss = 0, slope = 0;  // slope = dLoss/dsum
-  if (o.form == Form::Sigmoid) {
+  if (o.form == Objective::Form::Sigmoid) {
     loss = (1 - o.labelSmoothing) * softplus(-z) + o.labelSmoothing * softplus(z);
     slope = o.beta * (o.labelSmoothing * sigmoid(z) - (1 - o.labelSmoothing) * sigmoid(-z));
-  } else if (o.form == Form::Ipo) {
+  } else if (o.form == Objective::Form::Ipo) {
     double distance = sum - 1 / (2 * o.beta);
     loss = distance * distance;
     slope = 2 * distance;
@@ -43,11 +42,13 @@ WRPO_HD Outcome contest(const Objective& o, int64_t count, At at, const double* 
   }
   for (int64_t e = 0; e < count; ++e) {
     int64_t k = at(e);
-    gradient[k] += scale * slope * unit(k) * coefficients[e];
-    if (o.sftWeight == 0 || coefficients[e] <= 0) continue;
-    double share = o.sftWeight * coefficients[e] / lengths[k];
-    loss -= share * policy[k];
-    gradient[k] -= scale * share;
+    double d = scale * slope * unit(k) * coefficients[e];
+    if (o.sftWeight != 0 && coefficients[e] > 0) {
+      double share = o.sftWeight * coefficients[e] / lengths[k];
+      loss -= share * policy[k];
+      d -= scale * share;
+    }
+    gradient[k] += d;
   }
   return {loss, z};
 }

@@ -1,0 +1,56 @@
+// Where tensors are: on the CPU or, with a CUDA core, on a GPU. What depends on it is here, in kernels/op.h, which
+// picks one of an op's two functions, and in cuda/; everything else is the same code for both.
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <c10/core/Event.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace wrpo {
+
+struct Gpu {
+  std::string name;
+  int64_t total, free;  // bytes
+};
+// The first GPU, or nothing and in `missing` the reason, as the rest of a sentence. cuda/device.cpp of a CUDA core.
+std::optional<Gpu> findGpu(std::string& missing);
+
+// "cpu" or "cuda"; throws ERR_DEVICE, naming what is missing, where there is no usable GPU.
+at::Device parseDevice(const std::string& name);
+
+// Values of the host as a tensor [n]: on the CPU over their own memory, which must outlive it; on a GPU a copy by way
+// of pinned memory that nothing waits for.
+at::Tensor place(const void* values, int64_t n, at::ScalarType type, at::Device device);
+template <class T>
+at::Tensor place(const std::vector<T>& values, at::Device device) {
+  constexpr auto type = std::is_same_v<T, double> ? at::kDouble : sizeof(T) == 8 ? at::kLong : at::kInt;
+  return place(values.data(), int64_t(values.size()), type, device);
+}
+
+// What a device has computed so far of a tensor, on its way to the host: values() waits for this copy alone, while what
+// was queued behind it goes on. On the CPU the tensor itself.
+class Readback {
+ public:
+  explicit Readback(const at::Tensor& t);
+  const at::Tensor& values() const;
+
+ private:
+  at::Tensor host_;
+  std::optional<c10::Event> copied_;
+};
+
+// Values of a flat buffer as they are kept: a tensor, or float32 in two halves of 16 bits (kernels/row/adamw.h), the
+// masters of a GPU, of which the tensor is the upper one.
+struct Stored {
+  at::Tensor tensor, low;
+
+  Stored narrow(int64_t first, int64_t count) const;  // of the leading dimension
+  // In the host's memory: the tensor itself where it is there, otherwise a copy, float32 where there are halves.
+  at::Tensor host() const;
+  // Takes values of the same shape and any dtype from the host's memory.
+  void assign(const at::Tensor& values) const;
+};
+
+}  // namespace wrpo
