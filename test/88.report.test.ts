@@ -114,6 +114,7 @@ describe('a fusion', () => {
       'Where the responses come from',
       'Training',
       'Log-probs before and after',
+      'Tables',
       'Samples',
       'Stages',
     ]);
@@ -124,6 +125,7 @@ describe('a fusion', () => {
     expect(words).toContain('1 without one (no source answer)');
     expect(words).toContain('train/dpo 2026-01-02 03:03:00 40 s 286 MiB');
     expect(words).toContain('(3800 characters more)');
+    expect(words).toContain('wrpo −2.650 −3.450 −3.650 1.000 1.000');
   });
 
   it('has Fig. 1 and Fig. 3, and runs beside each other', () => {
@@ -189,7 +191,7 @@ describe('a fusion', () => {
     rmSync(path('part/stages/evaluate.json'));
     const report = await makeReport(path('part'));
     expect(report.title).toBe('part: A fusion under way: 4 stages are done, the last is train/dpo.');
-    expect(titlesIn(report.main)).toEqual(['Where the responses come from', 'Training', 'Stages']);
+    expect(titlesIn(report.main)).toEqual(['Where the responses come from', 'Training', 'Tables', 'Stages']);
     rmSync(path('part/train'), { recursive: true });
     rmSync(path('part/sft'), { recursive: true });
     rmSync(path('part/selected'), { recursive: true });
@@ -238,6 +240,20 @@ describe('a training run', () => {
     expect(charts[0]!.series[0]!.points).toEqual(losses);
   });
 
+  it('has the benchmarks that were measured below it', async () => {
+    putRun('measured');
+    const alpaca = { benchmark: 'alpaca_eval', win_rate: 51.26, standard_error: 1.7, length_controlled_winrate: 55.9 };
+    put('measured/evaluation/a/results.json', JSON.stringify({ ...alpaca, lc_standard_error: 0.4, avg_length: 2159 }));
+    const { main } = await makeReport(path('measured'));
+    expect(titlesIn(main)).toEqual(['Training', 'Tables']);
+    expect(wordsIn(main)).toContain('measured 55.9 ± 0.4 51.3 ± 1.7 2159');
+    // Of two it is not known which is meant: that is said, and the rest told.
+    put('measured/evaluation/b/results.json', JSON.stringify(alpaca));
+    const again = await makeReport(path('measured'));
+    expect(wordsIn(again.main)).toMatch(/measured: holds two evaluations by alpaca_eval/);
+    expect(titlesIn(again.main)).toContain('Training');
+  });
+
   it('that goes on says how far it is, and may be half-way through a line', async () => {
     put('going/config.yaml', stringify({ loss_type: 'sft', num_train_epochs: 2 }));
     put('going/metrics.jsonl', `${lines(LOG.slice(0, 3))}{"step": 4, "lo`);
@@ -254,6 +270,14 @@ describe('a training run', () => {
       'ERR_DATA',
       /damaged\/metrics\.jsonl line 2: expected one JSON object/,
     );
+    putFusion('edited');
+    put('edited/evaluation/results.json', '{"rows": [{"name": "target", "reward": "high"}]}');
+    expect(await fail(['report', path('edited')], 1)).toMatch(
+      /results\.json: is not as wrpo wrote it: rows: 0: reward: /,
+    );
+    put('edited/evaluation/results.json', '{"rows": []}');
+    put('edited/stages/select.json', '{"stage": "select"}');
+    expect(await fail(['report', path('edited')], 1)).toMatch(/select\.json: is not as wrpo wrote it: started: /);
     mkdirSync(path('empty'));
     expect(await fail(['report', path('empty')], 1)).toMatch(
       /empty: holds no metrics\.jsonl of a training run and no stages of a fusion/,

@@ -47,6 +47,29 @@ describe('the tarball', () => {
     ]);
   });
 
+  it('holds the page of a report, and no TypeScript that its set-up would want to compile', () => {
+    mkdirSync(join(ROOT, 'runs'), { recursive: true });
+    const dir = mkdtempSync(join(ROOT, 'runs', 'package-')); // where the packages that it needs are found
+    try {
+      expect(spawnSync('tar', ['-xzf', file, '-C', dir]).status).toBe(0);
+      const own = (name: string) => join(dir, 'package', name);
+      const PATH = ''; // no compiler: it must come as far as missing one
+      const { stderr } = spawnSync(process.execPath, [own('setup.mjs')], {
+        encoding: 'utf8',
+        env: { HOME: dir, PATH },
+      });
+      expect(stderr).toMatch(/^The native core cannot be built without cmake/);
+      mkdirSync(join(dir, 'run'));
+      writeFileSync(join(dir, 'run/metrics.jsonl'), '{"step": 1, "loss": 0.5}\n');
+      const report = spawnSync(process.execPath, [own('dist/cli/main.js'), 'report', join(dir, 'run')], {
+        encoding: 'utf8',
+      });
+      expect(report.stdout, report.stderr).toBe(`${join(dir, 'run/report.html')}\n`);
+    } finally {
+      rmSync(dir, { recursive: true, force: true });
+    }
+  });
+
   it('is clean for publint and attw', () => {
     for (const { status, stdout, stderr } of [
       bin('publint', ['run', file, '--strict']),

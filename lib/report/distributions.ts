@@ -1,6 +1,6 @@
 /** How scores, lengths and log-probs of a fusion's responses are distributed, as charts for `page/charts.js`. */
 import { compareSamples } from '../evaluate/analyses.js';
-import { quantile } from '../evaluate/statistics.js';
+import { mean, quantile } from '../evaluate/statistics.js';
 import { type Chart, ROLE_COLOURS, ROLE_NAMES, rounded, type Series } from './curves.js';
 import { type LogProbRow, QUADRUPLE_ROLES, type Quadruple } from './read.js';
 
@@ -37,20 +37,40 @@ export function quadrupleCharts(quadruples: readonly Quadruple[]): Chart[] {
 
 /** The paper's Fig. 1, for each model: log-probs per token of y_ws, y_wt and y_l, on one scale. */
 export function logProbCharts(rows: readonly LogProbRow[]): Chart[] {
-  const models = [...new Set(rows.map(({ model }) => model))];
-  const perToken = (row: LogProbRow, role: (typeof QUADRUPLE_ROLES)[number]) => row[role] / row.lengths[role];
   const range = rangeOf(rows.flatMap((row) => QUADRUPLE_ROLES.map((role) => perToken(row, role))));
-  return models.map((model) => {
-    const own = rows.filter((row) => row.model === model);
-    const [ws, wt, l] = QUADRUPLE_ROLES.map((role) => own.map((row) => perToken(row, role)));
-    const samples = [ws!, wt!, l!].map((values, i) => ({
-      ...{ name: ROLE_NAMES[QUADRUPLE_ROLES[i]!], colour: ROLE_COLOURS[QUADRUPLE_ROLES[i]!], values },
+  return modelsOf(rows).map(([model, own]) => {
+    const samples = QUADRUPLE_ROLES.map((role) => ({
+      ...{ name: ROLE_NAMES[role], colour: ROLE_COLOURS[role], values: own.map((row) => perToken(row, role)) },
     }));
-    const { difference, wasserstein } = compareSamples(ws!, l!);
-    const sign = difference < 0 ? '−' : '+';
-    const note = `y_ws − y_l: ${sign}${Math.abs(difference).toFixed(2)} in the mean, Wasserstein distance ${wasserstein.toFixed(2)}`;
-    return { ...histogram(model, 'log-prob per token, nats', samples, range), note };
+    return histogram(model, 'log-prob per token, nats', samples, range);
   });
+}
+
+/** Fig. 1 in numbers: means of each role, and how far y_ws lies from y_l. */
+export function logProbSummary(rows: readonly LogProbRow[]) {
+  return modelsOf(rows).map(([model, own]) => {
+    const [ws, wt, l] = QUADRUPLE_ROLES.map((role) => own.map((row) => perToken(row, role)));
+    const { means, difference, wasserstein } = compareSamples(ws!, l!);
+    return {
+      model,
+      means: { source_chosen: means[0]!, target_chosen: mean(wt!), rejected: means[1]! },
+      difference,
+      wasserstein,
+    };
+  });
+}
+
+const perToken = (row: LogProbRow, role: (typeof QUADRUPLE_ROLES)[number]): number => row[role] / row.lengths[role];
+
+/** The rows of each model, in the order in which they come. */
+function modelsOf(rows: readonly LogProbRow[]): [string, LogProbRow[]][] {
+  const models = new Map<string, LogProbRow[]>();
+  for (const row of rows) {
+    const own = models.get(row.model);
+    if (own) own.push(row);
+    else models.set(row.model, [row]);
+  }
+  return [...models];
 }
 
 interface Sample {

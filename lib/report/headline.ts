@@ -48,7 +48,7 @@ function headlineOfRun({ config, lines, isFinished }: TrainingRun): string {
 }
 
 /** Names and values, the most telling first. */
-export function factsOf({ runs, fusion, path }: Directory): [string, string][] {
+export function factsOf({ runs, fusion, name }: Directory): [string, string][] {
   if (fusion) {
     const { rows, prompts } = fusion.selection ?? {};
     const asked = prompts && Object.values(prompts).reduce((sum, count) => sum + count, 0);
@@ -59,7 +59,7 @@ export function factsOf({ runs, fusion, path }: Directory): [string, string][] {
       ['scorer', fusion.results?.scorer],
       ['runs', runs.length],
     ];
-    return [...known(facts), ['directory', path]];
+    return [...known(facts), ['directory', name]];
   }
   const { config, lines } = runs[0]!;
   const memory = Math.max(...lines.map((line) => line.peak_memory_bytes ?? 0));
@@ -80,7 +80,7 @@ export function factsOf({ runs, fusion, path }: Directory): [string, string][] {
     ['speed', speed && `${Math.round(speed)} tokens/s`],
     ['peak memory of the engine', memory > 0 && bytesText(memory)],
   ];
-  return [...known(facts), ['directory', path]];
+  return [...known(facts), ['directory', name]];
 }
 
 const known = (facts: [string, unknown][]): [string, string][] =>

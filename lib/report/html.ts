@@ -48,7 +48,8 @@ export function table(head: readonly (string | [string])[], rows: readonly (read
   const isNumber = head.map((name) => typeof name !== 'string');
   const isMarked = head.map((_, i) => lines.some((cells) => cells[i]?.mark));
   const titles = head.map(
-    (name, i) => html`<th scope="col"${isNumber[i] && NUMBER}>${name}</th>${isMarked[i] && new Html('<td></td>')}`,
+    (name, i) =>
+      html`<th scope="col"${isNumber[i] && NUMBER}>${name}</th>${isMarked[i] && new Html('<td class="mark"></td>')}`,
   );
   const body = lines.map((cells) => {
     const [first, ...rest] = cells.map(({ value, mark }, i) => {

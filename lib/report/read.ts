@@ -2,6 +2,7 @@
 import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import { basename, join, resolve } from 'node:path';
 import { parse } from 'yaml';
+import { type output, z } from 'zod';
 import { readJsonl } from '../data/jsonl.js';
 import { type Content, toPreferenceRow } from '../data/preferences.js';
 import { fault } from '../data/rows.js';
@@ -59,7 +60,6 @@ export interface Fusion {
 }
 
 export interface Directory {
-  path: string;
   name: string;
   /** The run that the directory is, or those of its fusion that learn preferences. */
   runs: TrainingRun[];
@@ -67,6 +67,35 @@ export interface Directory {
   tuning?: TrainingRun;
   fusion?: Fusion;
 }
+
+const number = z.number();
+const counts = z.record(z.string(), number);
+const ofRoles = z.object({ source_chosen: number, target_chosen: number, rejected: number });
+const OBJECT = z.record(z.string(), z.unknown());
+/** JSON has null for what is no number. */
+const METRICS = z
+  .record(z.string(), number.nullable())
+  .transform((line) => Object.fromEntries(Object.entries(line).filter(([, value]) => value !== null)) as Metrics);
+const STATE = z.object({ max_steps: number.optional() });
+const STAGE = z.object({ stage: z.string(), started: z.string(), seconds: number, peak_rss_bytes: number });
+const SELECTION = z.object({
+  selection: z.object({ rows: counts, prompts: counts, dropped: counts, shares: counts, scores: counts }),
+});
+const RESULTS = z.object({
+  scorer: z.string().optional(),
+  rows: z.array(
+    z.object({
+      ...{ name: z.string(), reward: number.nullable(), reward_stderr: number.nullable(), n: number },
+      ...{ win_rate: number.nullable(), win_rate_stderr: number.nullable(), mean_length: number.nullable() },
+    }),
+  ),
+});
+const MESSAGES = z.array(z.object({ role: z.string(), content: z.string() }));
+const ANSWERED = z.object({
+  prompt: z.union([z.string(), MESSAGES]),
+  answers: z.record(z.string(), z.object({ text: z.string(), reward: number.nullable() })),
+});
+const LOG_PROBS = ofRoles.extend({ model: z.string(), lengths: ofRoles });
 
 /** More would not show in a histogram. */
 const MOST_QUADRUPLES = 10_000;
@@ -77,7 +106,7 @@ export async function readDirectory(path: string): Promise<Directory> {
   if (!existsSync(path)) throw fault(path, 'no such directory');
   if (!statSync(path).isDirectory())
     throw fault(path, 'is a file: a report is made of the directory of a run or a fusion');
-  if (existsSync(join(path, 'metrics.jsonl'))) return { path, name, runs: [await readRun(path, name)] };
+  if (existsSync(join(path, 'metrics.jsonl'))) return { name, runs: [await readRun(path, name)] };
   if (!existsSync(join(path, 'stages'))) {
     throw fault(path, 'holds no metrics.jsonl of a training run and no stages of a fusion');
   }
@@ -89,16 +118,16 @@ export async function readDirectory(path: string): Promise<Directory> {
   const selection = join(path, 'selected', 'selection.yaml');
   const results = join(path, 'evaluation', 'results.json');
   return {
-    ...{ path, name },
+    name,
     runs: await Promise.all(runs.map((run) => readRun(join(path, 'train', run), run))),
     ...(existsSync(join(tuning, 'metrics.jsonl')) && { tuning: await readRun(tuning, 'target-sft') }),
     fusion: {
       stages,
-      ...(existsSync(selection) && { selection: (readYaml(selection) as { selection: Selection }).selection }),
+      ...(existsSync(selection) && { selection: readAs(SELECTION, selection).selection as Selection }),
       quadruples: await readQuadruples(join(path, 'selected')),
-      ...(existsSync(results) && { results: readYaml(results) as Fusion['results'] }),
-      answers: await readLines<AnsweredPrompt>(join(path, 'evaluation', 'answers.jsonl')),
-      logProbs: await readLines<LogProbRow>(join(path, 'evaluation', 'logps.jsonl')),
+      ...(existsSync(results) && { results: resultsIn(results) }),
+      answers: await readLines(ANSWERED, join(path, 'evaluation', 'answers.jsonl')),
+      logProbs: await readLines(LOG_PROBS, join(path, 'evaluation', 'logps.jsonl')),
     },
   };
 }
@@ -106,18 +135,18 @@ export async function readDirectory(path: string): Promise<Directory> {
 async function readRun(directory: string, name: string): Promise<TrainingRun> {
   const config = join(directory, 'config.yaml');
   const state = join(directory, 'trainer_state.json');
-  const lines = await readLines<Metrics>(join(directory, 'metrics.jsonl'));
+  const lines = await readLines(METRICS, join(directory, 'metrics.jsonl'));
   return {
     ...{ name, directory, lines },
-    config: existsSync(config) ? (readYaml(config) as Record<string, unknown>) : {},
-    ...(existsSync(state) && { maxSteps: (readYaml(state) as { max_steps?: number }).max_steps }),
+    config: existsSync(config) ? readAs(OBJECT, config) : {},
+    ...(existsSync(state) && { maxSteps: readAs(STATE, state).max_steps }),
     isFinished: existsSync(state),
   };
 }
 
 function readStages(directory: string): StageRecord[] {
   const files = readdirSync(directory).filter((file) => file.endsWith('.json') && file !== 'hashes.json');
-  const records = files.map((file) => readYaml(join(directory, file)) as StageRecord);
+  const records = files.map((file) => readAs(STAGE, join(directory, file)) as StageRecord);
   return records.sort((a, b) => a.started.localeCompare(b.started));
 }
 
@@ -132,13 +161,14 @@ async function readQuadruples(directory: string): Promise<Quadruple[]> {
   for await (const { value, where } of readSource(file, { onFault }, (columns) => columns)) {
     if (quadruples.length === MOST_QUADRUPLES) break;
     const { responses } = toPreferenceRow(value, where);
-    const { meta } = value as { meta?: OfRoles };
+    const { meta } = value as { meta?: unknown };
     if (!meta) return [];
-    const ofRoles = (of: (role: QuadrupleRole) => number) =>
+    const scores = checked(ofRoles, meta, where);
+    const eachRole = (of: (role: QuadrupleRole) => number) =>
       Object.fromEntries(QUADRUPLE_ROLES.map((role) => [role, of(role)])) as OfRoles;
     quadruples.push({
-      scores: ofRoles((role) => meta[role]),
-      lengths: ofRoles((role) => [...wordsOf(responses[role] ?? '')].length),
+      scores,
+      lengths: eachRole((role) => [...wordsOf(responses[role] ?? '')].length),
     });
   }
   return quadruples;
@@ -152,28 +182,43 @@ export const wordsOf = (content: Content): string =>
         .map((one) => (typeof one === 'number' ? one : one.content))
         .join(typeof content[0] === 'number' ? ' ' : '\n');
 
+/** Of answers that no prompt has scores for there is nothing to tell. */
+function resultsIn(path: string): Fusion['results'] {
+  const { scorer, rows } = readAs(RESULTS, path);
+  return { scorer, rows: rows.filter(({ reward }) => reward !== null) as ComparisonRow[] };
+}
+
 /** Whole lines of a file; none of one that is not there. The last may be half-written. */
-async function readLines<Line>(path: string): Promise<Line[]> {
-  const lines: Line[] = [];
+async function readLines<T extends z.ZodType>(type: T, path: string): Promise<output<T>[]> {
+  const lines: output<T>[] = [];
   if (!existsSync(path)) return lines;
   let damaged: WrpoError | undefined;
   const onFault = (error: WrpoError) => {
     damaged ??= error;
   };
-  for await (const { value } of readJsonl(path, path, onFault)) {
+  for await (const { value, where } of readJsonl(path, path, onFault)) {
     if (damaged) throw damaged;
-    lines.push(value as Line);
+    lines.push(checked(type, value, where));
   }
   return lines;
 }
 
-/** YAML or JSON. */
-function readYaml(path: string): unknown {
+/** A file of YAML or JSON. */
+function readAs<T extends z.ZodType>(type: T, path: string): output<T> {
+  let value: unknown;
   try {
-    return parse(readFileSync(path, 'utf8'));
+    value = parse(readFileSync(path, 'utf8'));
   } catch (cause) {
     throw fault(path, `cannot be read: ${(cause as Error).message.split('\n')[0]}`, cause);
   }
+  return checked(type, value, path);
+}
+
+function checked<T extends z.ZodType>(type: T, value: unknown, where: string): output<T> {
+  const { success, data, error } = type.safeParse(value);
+  if (success) return data;
+  const { path, message } = error.issues[0]!;
+  throw fault(where, `is not as wrpo wrote it: ${[...path.map(String), message].join(': ')}`);
 }
 
 const directoriesIn = (path: string): string[] =>

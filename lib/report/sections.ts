@@ -1,10 +1,12 @@
 /** The parts of a report, each of what a directory holds; what is not there makes no part. */
 import { duration } from '../cli/news.js';
+import { WrpoError } from '../errors.js';
+import { readRun, tablesOf } from '../evaluate/tables.js';
 import type { ComparisonRow } from '../fuse/comparison.js';
 import type { Selection } from '../fuse/quadruples.js';
 import { allWarnings } from '../train/warnings.js';
 import { type Chart, curvesOfRun, curvesOfRuns, marginsOfRuns, ROLE_NAMES } from './curves.js';
-import { logProbCharts, quadrupleCharts } from './distributions.js';
+import { logProbCharts, logProbSummary, quadrupleCharts } from './distributions.js';
 import { bytesText } from './headline.js';
 import { type Cell, Html, html, type Part, table } from './html.js';
 import {
@@ -62,13 +64,16 @@ function ofLogs(runs: readonly TrainingRun[], areSeveral: boolean): Html[] {
 
 export function sectionsOf(directory: Directory, charts: Charts): Section[] {
   const { runs, tuning, fusion } = directory;
-  if (!fusion) return some('Training', charts.figures('run', curvesOfRun(runs[0]!)));
+  if (!fusion) {
+    return [...some('Training', charts.figures('run', curvesOfRun(runs[0]!))), ...some('Tables', papersTables(runs))];
+  }
   const { results, selection, quadruples, logProbs, answers, stages } = fusion;
   return [
     ...some('Results', results && resultsTable(results.rows, runs, results.scorer)),
     ...some('Where the responses come from', selection && responses(selection, quadruples, charts)),
     ...some('Training', trainingOf(runs, tuning, charts)),
     ...some('Log-probs before and after', logProbs.length > 0 && before(logProbs, charts)),
+    ...some('Tables', papersTables(runs)),
     ...some('Samples', answers.length > 0 && samples(answers)),
     ...some('Stages', stages.length > 0 && stagesTable(stages)),
   ];
@@ -156,9 +161,45 @@ function trainingOf(runs: readonly TrainingRun[], tuning: TrainingRun | undefine
 function before(logProbs: Fusion['logProbs'], charts: Charts): Html {
   const shown = logProbCharts(logProbs);
   const first = logProbs.filter(({ model }) => model === logProbs[0]!.model).length;
+  const rows = logProbSummary(logProbs).map(({ model, means, difference, wasserstein }) => [
+    ...[model, ...QUADRUPLE_ROLES.map((role) => signed(means[role]))],
+    ...[signed(difference), wasserstein.toFixed(3)],
+  ]);
+  const head = ['model', ...QUADRUPLE_ROLES.map((role): [string] => [ROLE_NAMES[role]]), ['y_ws − y_l'], ['distance']];
   return html`<p class="note">Fig. 1: how likely each model finds y_ws, y_wt and y_l, in nats per token, over ${first} quadruples
 that were trained on; all on one scale, whose outermost bins hold what lies beyond.</p>
-${charts.figures('logps', shown, { small: shown.length > 2 })}`;
+${charts.figures('logps', shown, { small: shown.length > 2 })}
+<h3>In numbers</h3>
+<p class="note">Means, and the 1-Wasserstein distance between y_ws and y_l.</p>
+${table(head as (string | [string])[], rows)}`;
+}
+
+const signed = (value: number): string => value.toFixed(3).replace('-', '−');
+
+/** What `wrpo tables` has to tell of the runs, with the benchmarks that were measured below them. */
+function papersTables(runs: readonly TrainingRun[]): Html | undefined {
+  const faults: string[] = [];
+  const finished = runs.flatMap(({ directory, config }) => {
+    if (Object.keys(config).length === 0) return [];
+    try {
+      return readRun(directory);
+    } catch (error) {
+      // What is ambiguous there is no reason to tell nothing of all else.
+      if (!(error instanceof WrpoError)) throw error;
+      faults.push(error.message);
+      return [];
+    }
+  });
+  const parts = tablesOf(finished).map(({ title, columns, rows }) => {
+    const told = columns.flatMap((_, i) => (i === 0 || rows.some((row) => row[i] !== '') ? [i] : []));
+    const head = told.map((i): string | [string] => (i === 0 ? columns[i]! : [columns[i]!]));
+    return html`<h3>${title}</h3>\n${table(
+      head,
+      rows.map((row) => told.map((i) => row[i]!)),
+    )}`;
+  });
+  parts.push(...faults.map((fault) => html`<p class="note">${fault}.</p>\n`));
+  return parts.length > 0 ? html`${parts}` : undefined;
 }
 
 const MOST_SAMPLES = 8;
