@@ -1,18 +1,19 @@
 /** Files from anywhere: each is read for what it is, or refused in one sentence. `npm run torture` tries many more. */
-import { mkdirSync, mkdtempSync, renameSync, symlinkSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, renameSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { readRunFile } from '../lib/cli/run-file.ts';
+import { readRun, readRunFile } from '../lib/cli/run-file.ts';
 import { readPreferences } from '../lib/data/preferences.ts';
 import { readModelConfig } from '../lib/model/config.ts';
 import { readAdapterTensors, readModelTensors } from '../lib/model/directory.ts';
 import { readHeader } from '../lib/model/safetensors.ts';
 import { ChatTemplate } from '../lib/text/chat.ts';
 import { Tokenizer } from '../lib/text/tokenizer.ts';
+import { resolveArgs } from '../lib/train/args.ts';
 import { near, RUNS, TIME, tried } from './hostile.ts';
 import { joinFile } from './support.ts';
-import { expectFailure, failure, scratchDirectory } from './training.ts';
+import { expectFailure, FIXTURES, failure, scratchDirectory } from './training.ts';
 
 const path = scratchDirectory('hostile');
 describe('safetensors', () => {
@@ -385,6 +386,92 @@ describe('rows and run files', () => {
             });
           },
         ),
+        RUNS,
+      );
+    },
+    TIME,
+  );
+
+  it.each(['flat.jsonl', 'flat.zstd.parquet'])(
+    '%s with other bytes in it',
+    async (name) => {
+      const whole = readFileSync(join(FIXTURES, 'data', name));
+      const file = path(`spoilt-${name}`);
+      const change = fc.record({
+        at: fc.nat(whole.length - 1),
+        bytes: fc.oneof(
+          fc.uint8Array({ minLength: 1, maxLength: 8 }),
+          fc.constantFrom([0xff, 0xff, 0xff, 0x7f], [0, 0, 0, 0x80], [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]),
+        ),
+        skip: fc.nat(8),
+      });
+      // Where sizes and places stand: at the end of a file of columns.
+      const last = change.map((one) => ({ ...one, at: Math.max(0, whole.length - 1 - (one.at % 400)) }));
+      await fc.assert(
+        fc.asyncProperty(fc.array(fc.oneof(change, last), { minLength: 1, maxLength: 3 }), async (changes) => {
+          let bytes = Buffer.from(whole);
+          for (const { at, bytes: put, skip } of changes) {
+            bytes = Buffer.concat([bytes.subarray(0, at), Uint8Array.from(put), bytes.subarray(at + skip)]);
+          }
+          writeFileSync(file, bytes);
+          await tried(async () => {
+            for await (const { responses } of readPreferences(file))
+              expect(Object.keys(responses).length).toBeGreaterThan(0);
+          });
+        }),
+        { ...RUNS, numRuns: RUNS.numRuns / 5 },
+      );
+    },
+    TIME,
+  );
+
+  it('an Arrow file whose lengths lead backwards is read to its end, not for ever', async () => {
+    for (const name of ['types.arrow', 'types.file.arrow']) {
+      const bytes = readFileSync(join(FIXTURES, 'data', name));
+      const file = path(name);
+      // A message is the mark -1 and the length of what describes it.
+      for (const mark of bytes.keys()) {
+        if (mark + 8 > bytes.length || bytes.readInt32LE(mark) !== -1) continue;
+        const spoilt = Buffer.from(bytes);
+        spoilt.writeInt32LE(-64, mark + 4);
+        writeFileSync(file, spoilt);
+        let rows = 0;
+        await tried(async () => {
+          for await (const _ of readPreferences(file)) if (++rows > 100) break;
+        });
+        expect(rows).toBeLessThanOrEqual(100);
+      }
+    }
+  });
+
+  it(
+    'a run file of anchors, aliases and merges',
+    async () => {
+      const file = path('any.yaml');
+      const name = fc.constantFrom('a', 'b', 'c');
+      const value = fc.oneof(
+        name.map((n) => `*${n}`),
+        fc.tuple(name, fc.constantFrom('x', '[1, 2]', '{k: v}')).map(([n, v]) => `&${n} ${v}`),
+        fc.tuple(name, name).map(([n, m]) => `&${n} [${Array(9).fill(`*${m}`).join(', ')}]`),
+        fc.constantFrom(
+          '!!binary "//8="',
+          '!!set {a, b}',
+          '!!js/function "x"',
+          '1e400',
+          '.nan',
+          '2001-01-01',
+          '|\n  x',
+          '? y',
+        ),
+        fc.string({ maxLength: 6 }),
+      );
+      const key = fc.oneof(fc.constantFrom('beta', 'output_dir', '<<', '__proto__', 'constructor', '? [a]'), name);
+      await fc.assert(
+        fc.asyncProperty(fc.array(fc.tuple(key, value), { maxLength: 12 }), async (pairs) => {
+          writeFileSync(file, pairs.map(([k, v]) => `${k}: ${v}\n`).join(''));
+          await tried(() => resolveArgs(readRun(file, { output_dir: 'o' }, () => {}).input, file, () => {}));
+          expect(({} as Record<string, unknown>).beta).toBeUndefined();
+        }),
         RUNS,
       );
     },

@@ -28,6 +28,7 @@ import {
   succeed,
   writeRows,
   writeRunFile,
+  wrpo,
 } from './training.ts';
 
 const path = scratchDirectory('store');
@@ -321,6 +322,33 @@ describe('imports', () => {
     const source = writeRows(path('odd.jsonl'), rows);
     await expectFailure(() => importSamples(to, { name: 'm', source }), 'ERR_DATA', message);
   });
+});
+
+it('a key is in no file and no word of sample, score and select, though the server repeats it', async () => {
+  const key = 'sk-MARKED-9876543210';
+  let asked = 0;
+  const quotes = () => (++asked % 4 === 0 ? { status: 400, body: { error: { message: `bad ${key}` } } } : undefined);
+  const server = await FakeServer.start({ refuse: quotes });
+  const model = (name: string) => ({ name, base_url: server.url, model: name, api_key_env: 'MARKED_KEY' });
+  const out = fresh();
+  const file = writeRunFile(`${out}.yaml`, {
+    ...{
+      output_dir: out,
+      prompts: writeRows(path('keyed.jsonl'), [{ prompt: 'a?' }, { prompt: 'b?' }, { prompt: 'c?' }]),
+    },
+    ...{ n: 2, sources: [model('one')], targets: [model('own')], scorers: [{ ...model('reward'), kind: 'http' }] },
+  });
+  for (const stage of ['sample', 'score', 'select']) {
+    const { stdout, stderr } = await wrpo([stage, '--config', file], { env: { ...process.env, MARKED_KEY: key } });
+    expect(stdout + stderr).not.toContain(key);
+  }
+  await server.close();
+  expect(server.seen.every(({ authorization }) => authorization === `Bearer ${key}`)).toBe(true);
+  const texts = filesBelow(out)
+    .filter((name) => /\.\w+$/.test(name))
+    .map((name) => readFileSync(`${out}/${name}`, 'utf8'));
+  expect(texts.join('')).toContain('bad ***');
+  expect(texts.join('')).not.toContain(key);
 });
 
 describe('processes that are killed', () => {

@@ -83,8 +83,13 @@ function placeOf(root: Node | null, steps: readonly (PropertyKey | undefined)[])
 
 function parseYaml(text: string, where: string): unknown {
   try {
-    return parse(text, { merge: true }); // as in YAML 1.1, which Python reads
+    const values = parse(text, { merge: true }); // as in YAML 1.1, which Python reads
+    JSON.stringify(values); // an alias within what it stands for is a value without an end
+    return values;
   } catch (cause) {
+    if (cause instanceof TypeError && /circular/i.test(cause.message)) {
+      throw new WrpoError('ERR_CONFIG', `${where}: an alias stands within its own value`, { cause });
+    }
     // The first line says what and where; the others draw it.
     const message = cause instanceof YAMLParseError ? cause.message.split('\n')[0]!.replace(/:$/, '') : String(cause);
     throw new WrpoError('ERR_CONFIG', `${where}: ${message}`, { cause });

@@ -11,7 +11,7 @@ export async function* readArrow(path: string, name: string, choose: ChooseColum
   });
   try {
     await requireWhole(handle, path);
-    const reader = await arrow.RecordBatchReader.from(handle);
+    const reader = await arrow.RecordBatchReader.from(await bounded(handle));
     await reader.open();
     const all = reader.schema.fields.map(({ name }) => name);
     const blank = Object.fromEntries(all.map((name) => [name, undefined]));
@@ -44,6 +44,18 @@ async function requireWhole(handle: FileHandle, path: string): Promise<void> {
   if (!whole) throw fault(path, 'the file is cut short');
 }
 
+/** The file as the package may read it: a length that leads backwards would have it read the same for ever. */
+async function bounded(handle: FileHandle): Promise<FileHandle> {
+  const { size } = await handle.stat();
+  let left = 2 * size + 4096;
+  const read = async (buffer: Uint8Array, offset: number, length: number, position: number) => {
+    left -= length;
+    if (left < 0) throw new Error('its lengths lead backwards');
+    return handle.read(buffer, offset, length, position);
+  };
+  return { fd: handle.fd, stat: () => handle.stat(), read, close: async () => {} } as unknown as FileHandle;
+}
+
 type Cells = (row: number) => unknown;
 
 /**
@@ -68,16 +80,21 @@ function valuesOf(data: Data, arrow: typeof import('apache-arrow')): Cells {
     return (row) => Object.fromEntries(fields.map(([name, cell]) => [name, cell(row)]));
   }
   if (DataType.isList(type) || DataType.isLargeList(type)) {
-    const cell = cellsOf(children[0]!, arrow);
-    return (row) => range(Number(offsets[row]), Number(offsets[row + 1]), cell);
+    const [child] = children;
+    const cell = cellsOf(child!, arrow);
+    return (row) => range(Number(offsets[row]), Number(offsets[row + 1]), child!.length, cell);
   }
   if (DataType.isFixedSizeList(type)) {
-    const cell = cellsOf(children[0]!, arrow);
-    return (row) => range(row * type.listSize, (row + 1) * type.listSize, cell);
+    const [child] = children;
+    const cell = cellsOf(child!, arrow);
+    return (row) => range(row * type.listSize, (row + 1) * type.listSize, child!.length, cell);
   }
   const vector = new Vector([data]);
   return (row) => vector.get(row);
 }
 
-const range = (from: number, to: number, cell: Cells): unknown[] =>
-  Array.from({ length: to - from }, (_, i) => cell(from + i));
+/** The cells of a list; `length` is how many there are in all. */
+function range(from: number, to: number, length: number, cell: Cells): unknown[] {
+  if (!(from >= 0 && to >= from && to <= length)) throw new Error('a list leads beyond its values');
+  return Array.from({ length: to - from }, (_, i) => cell(from + i));
+}
