@@ -94,7 +94,8 @@ Batch parseBatch(Napi::Value value) {
           ints("contestResponses"),
           doubles("contestCoefficients"),
           doubles("contestWeights"),
-          doubles("reference")};
+          doubles("reference"),
+          nullptr};
 }
 
 bool flag(Napi::Value options, const char* key) {

@@ -27,8 +27,12 @@ std::optional<Gpu> findGpu(std::string& missing) {
   int count = 0;
   cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess || count == 0) {
-    missing = std::string("no usable GPU (") + (error == cudaSuccess ? "CUDA counts none" : cudaGetErrorString(error)) +
-              "): check `nvidia-smi` and CUDA_VISIBLE_DEVICES";
+    // Also what the runtime says where there is no driver at all.
+    std::string reason = error == cudaErrorInsufficientDriver
+                             ? "no NVIDIA driver, or one too old for CUDA " + std::to_string(CUDART_VERSION / 1000)
+                         : error == cudaSuccess ? "CUDA counts none"
+                                                : cudaGetErrorString(error);
+    missing = "no usable GPU (" + reason + "): check `nvidia-smi` and CUDA_VISIBLE_DEVICES";
     return std::nullopt;
   }
   cudaDeviceProp properties;
