@@ -9,12 +9,18 @@ const MAX_BYTES = 5e6;
 const BINARIES = ['wrpo.node', 'libwrpo_core.so'].map((name) => `prebuilds/linux-x64/${name}`);
 const REQUIRED = [
   ...['package.json', 'README.md', 'CHANGELOG.md', 'LICENSE', 'setup.mjs', 'CMakeLists.txt', 'binding.gyp'],
-  ...['lib/report/page/page.css', 'lib/report/page/page.js', 'lib/report/page/charts.js'],
-  ...['dist/index.js', 'dist/index.d.ts', 'dist/cli/main.js', 'native/addon.cpp', 'prebuilds/README.md'],
+  ...[
+    'dist/index.js',
+    'dist/index.d.ts',
+    'dist/cli/main.js',
+    'native/addon.cpp',
+    'prebuilds/README.md',
+    'lib/report/page/page.css',
+  ],
 ];
 const ALLOWED =
-  /^(package\.json|README\.md|CHANGELOG\.md|LICENSE|setup\.mjs|CMakeLists\.txt|binding\.gyp|(dist|lib\/report\/page|native|prebuilds)\/.+)$/;
-const FORBIDDEN = /\.(test\.[jt]s|safetensors|map|tgz)$|fixtures/;
+  /^(package\.json|README\.md|CHANGELOG\.md|LICENSE|setup\.mjs|CMakeLists\.txt|binding\.gyp|(dist|native|prebuilds|lib\/report\/page)\/.+)$/;
+const FORBIDDEN = /^native\/fuzz|\.(test\.[jt]s|safetensors|map|tgz)$|fixtures/;
 
 /** Of a tarball: `files` and `size` as `npm pack --json` tells them. */
 export function tarballProblems({ files, size }, { binaries }) {

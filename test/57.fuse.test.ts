@@ -2,8 +2,9 @@
 import { appendFileSync, cpSync, existsSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
+import { fuse } from '../lib/fuse/call.ts';
 import type { FusionInput } from '../lib/fuse/config.ts';
-import { type FuseOptions, fuse } from '../lib/fuse/fuse.ts';
+import type { FuseOptions } from '../lib/fuse/fuse.ts';
 import { functionScorer } from '../lib/fuse/score.ts';
 import { FakeServer, scoreOf } from './fake-server.ts';
 import { contentsOf } from './fusion.ts';

@@ -6,7 +6,7 @@ import { writeReport } from '../report/report.js';
 import { snake } from '../train/compat.js';
 import type { Metrics } from '../train/metrics.js';
 import { type ComparisonRow, readComparison } from './comparison.js';
-import { type FusionConfig, type FusionInput, resolveFusion } from './config.js';
+import type { FusionConfig } from './config.js';
 import { type Assumptions, forecastStages, type StageForecast } from './forecast.js';
 import { lock } from './lock.js';
 import { lettersOf } from './prompts.js';
@@ -38,17 +38,7 @@ export interface FuseResult {
   results?: ComparisonRow[];
 }
 
-/**
- * Fuses models into one, in `outputDir`. A stage is passed over when nothing that it depends on has changed. Throws
- * ERR_CONFIG on what cannot be meant, ERR_CHECKPOINT naming what changed since a stage was done, and what stages throw:
- * whatever is finished stays, and the same call goes on from there.
- */
-export function fuse(config: FusionInput, options: FuseOptions = {}): Promise<FuseResult> {
-  const where = (...path: PropertyKey[]) => ['config', ...path].map(String).join('.');
-  return runFusion(resolveFusion(config as Record<string, unknown>, where), options);
-}
-
-/** The same, of a configuration that is checked. */
+/** `fuse`, of a configuration that is checked. */
 export async function runFusion(config: FusionConfig, options: FuseOptions = {}): Promise<FuseResult> {
   const { from, only, say = () => {}, signal = new AbortController().signal } = options;
   const stages = stagesOf(config, options);

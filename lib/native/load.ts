@@ -10,7 +10,7 @@ import { findLibtorch, type Libtorch, sameRelease } from './libtorch.js';
 
 const require = createRequire(import.meta.url);
 const root = fileURLToPath(new URL('../..', import.meta.url));
-const BUILD = existsSync(join(root, 'lib'))
+const BUILD = existsSync(join(root, 'tsconfig.json'))
   ? 'run `npm run build`'
   : `run \`npm install cmake-js@8\` in your project, then \`npm run build\` in ${root}`;
 const MARKER = 'WRPO_CORE_TORCH=';
