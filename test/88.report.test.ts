@@ -535,6 +535,9 @@ describe('watching', () => {
     const url = /http:\S+\//.exec(child.stderr)![0];
     expect((await ask(url)).status).toBe(200);
     expect(await child.kill('SIGINT')).toMatchObject({ status: 0, signal: null });
+    const hasty = start(['watch', path('command')]);
+    await hasty.until(() => hasty.stderr.includes('until Ctrl-C'));
+    expect(await hasty.kill('SIGTERM')).toMatchObject({ status: 0, signal: null });
     expect(await fail(['watch', path('nowhere')], 1)).toMatch(/nowhere: no such directory/);
   });
 });

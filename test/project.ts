@@ -72,11 +72,18 @@ export class Project {
    * says, in one sentence and without a word about usage.
    */
   async expectUsage(line: string): Promise<void> {
-    const { status, stderr } = await this.shell(line);
+    const { status, stderr } = await (line.startsWith('wrpo watch ') ? this.#served(line) : this.shell(line));
     const absent = /^wrpo: .*(no model in|no such (file|directory)|cannot read|not there|no adapter|holds no|no run)/m;
     if (status !== 0) expect(stderr).toMatch(absent);
     expect(stderr).not.toMatch(/unknown|unexpected|usage|did you mean/i);
     expect(status, stderr).toBeLessThan(2);
+  }
+
+  /** What goes on until it is stopped, stopped when it serves. */
+  async #served(line: string): Promise<Finished> {
+    const child = new Child([MAIN, ...line.split(' ').slice(1)], { cwd: this.dir });
+    await child.until(() => child.stderr.includes('until Ctrl-C'));
+    return child.running ? child.kill('SIGINT') : child.done;
   }
 
   remove(): void {

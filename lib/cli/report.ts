@@ -11,9 +11,10 @@ export async function report(directory: string, { output }: { output?: string })
 /** Until Ctrl-C. */
 export async function watchRun(directory: string, { port }: { port?: number }): Promise<void> {
   const { url, close } = await watch(directory, { port, onError: ({ message }) => say(`wrpo: ${message}`) });
-  say(`${directory} at ${url}, until Ctrl-C`);
-  await new Promise<void>((resolve) => {
+  const stopped = new Promise<void>((resolve) => {
     for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve());
   });
+  say(`${directory} at ${url}, until Ctrl-C`);
+  await stopped;
   await close();
 }
