@@ -2,9 +2,10 @@
 import { appendFileSync, cpSync, existsSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
+import { parse, stringify } from 'yaml';
 import { fuse } from '../lib/fuse/call.ts';
-import type { FusionInput } from '../lib/fuse/config.ts';
-import type { FuseOptions } from '../lib/fuse/fuse.ts';
+import { type FusionInput, resolveFusion } from '../lib/fuse/config.ts';
+import { type FuseOptions, runFusion } from '../lib/fuse/fuse.ts';
 import { functionScorer } from '../lib/fuse/score.ts';
 import { FakeServer, scoreOf } from './fake-server.ts';
 import { contentsOf } from './fusion.ts';
@@ -359,6 +360,19 @@ describe('wrpo fuse', () => {
     expect(stderr).not.toMatch(/^\s+at /m);
     await succeed(['fuse', '--config', file], { cwd: stopped });
     expect(results(stopped)).toEqual(results(path('whole')));
+  });
+
+  it('writes down a run file that does the same', async () => {
+    const outputDir = path('first');
+    const written = parse(readFileSync(join(outputDir, 'config.yaml'), 'utf8'));
+    written.train['SFT-WRPO'] = written.train.wrpo;
+    const again = path('again.yaml');
+    writeFileSync(again, stringify({ ...written, scorers: [], output_dir: path('again') }));
+    const resolved = resolveFusion(parse(readFileSync(again, 'utf8')), (...at) => at.join('.'));
+    expect(Object.keys(resolved.train)).toContain('SFT-WRPO');
+    await expectFailure(() => runFusion(resolved, { scorers: [liking], only: ['sft'] }), 'ERR_CONFIG', /needs what/);
+    const { train } = parse(readFileSync(path('again/config.yaml'), 'utf8'));
+    expect(train['SFT-WRPO']).toEqual(written.train.wrpo);
   });
 
   it('names the line of a bad key', async () => {

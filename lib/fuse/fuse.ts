@@ -124,10 +124,15 @@ export function stagesOf(config: FusionConfig, options: FuseOptions = {}): Stage
   return new Stages(config.outputDir, comparison ? [...stages, comparison] : stages, work.hashes);
 }
 
+// What these hold goes by names of the user's own.
+const NAMED = ['train', 'selections', 'groups', 'extraBody'];
+
 /** As a run file that would do the same. */
-function toFile(value: unknown): unknown {
-  if (Array.isArray(value)) return value.map(toFile);
+function toFile(value: unknown, spell = snake): unknown {
+  if (Array.isArray(value)) return value.map((one) => toFile(one));
   if (typeof value !== 'object' || value === null) return value;
   const entries = Object.entries(value).filter(([, one]) => one !== undefined);
-  return Object.fromEntries(entries.map(([key, one]) => [snake(key), toFile(one)]));
+  return Object.fromEntries(
+    entries.map(([key, one]) => [spell(key), toFile(one, NAMED.includes(key) ? (name) => name : snake)]),
+  );
 }
