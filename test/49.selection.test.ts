@@ -379,7 +379,7 @@ describe('run files', () => {
 
   it('that the README shows are understood', () => {
     const readme = readFileSync(join(ROOT, 'README.md'), 'utf8');
-    const text = /```yaml\n(# fusion\.yaml[\s\S]*?)```/.exec(readme)![1]!;
+    const text = /```yaml\n(# data\.yaml[\s\S]*?)```/.exec(readme)![1]!;
     const { sources, targets, scorers } = resolveFusion(parse(text), where);
     expect([...sources, ...targets, ...scorers].map(({ name }) => name)).toEqual([
       ...['gemma-27b', 'hosted', 'yi-6b', 'llama3-8b', 'target-sft', 'armorm'],
