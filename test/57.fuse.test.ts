@@ -9,6 +9,7 @@ import { type FuseOptions, runFusion } from '../lib/fuse/fuse.ts';
 import { functionScorer } from '../lib/fuse/score.ts';
 import { FakeServer, scoreOf } from './fake-server.ts';
 import { contentsOf } from './fusion.ts';
+import { TestHub } from './hub.ts';
 import {
   Child,
   expectFailure,
@@ -348,6 +349,24 @@ describe('wrpo fuse', () => {
     expect(kills).toBeGreaterThan(0);
     await succeed(['fuse', '--config', file], { cwd: killed });
     expect(results(killed)).toEqual(results(whole));
+  });
+
+  it('fuses into a model of the hub', async () => {
+    const hub = await TestHub.start();
+    const names = ['config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json'];
+    hub.add('owner/target', Object.fromEntries(names.map((name) => [name, readFileSync(join(model('target'), name))])));
+    const env = { HF_ENDPOINT: hub.url, HF_HOME: path('hub home') };
+    const options = { cwd: cwd('hub'), env };
+    try {
+      const args = ['fuse', '--config', file, '--model_name_or_path', 'owner/target'];
+      const { stdout } = await succeed(args, options);
+      expect(stdout).toMatch(/^target-sft +\S+ ± /m);
+      const ofHub = readFileSync(join(options.cwd, 'out/sft/model.safetensors'));
+      expect(ofHub).toEqual(readFileSync(join(path('whole'), 'out/sft/model.safetensors')));
+      expect((await succeed(args, options)).stderr).not.toMatch(/^(sft|evaluate)$/m);
+    } finally {
+      hub.close();
+    }
   });
 
   it('stops when it is asked to, and says how to go on', async () => {

@@ -65,7 +65,7 @@ export async function compareModels(
   for (const { name, source } of models) {
     if (isImport(source)) continue;
     const sampler = await samplerOf({ ...source, name, n: 1, temperature, topP: 1, maxTokens }, config, say);
-    const depends = { ...sampler.depends, weights: 'model' in source ? await hashes.ofModel(source.model) : null };
+    const depends = { ...sampler.depends, weights: 'model' in source ? await hashes.ofModel(source.model, say) : null };
     forgetOther(store.samplesPath(name), depends);
     try {
       await sampleModel(

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import { writeFileAtomic } from '../data/files.js';
 import { WrpoError } from '../errors.js';
+import { locate } from '../train/prepare.js';
 
 interface Known {
   bytes: number;
@@ -38,8 +39,9 @@ export class Hashes {
     return sha256;
   }
 
-  /** Of all that decides what a model computes. Throws ERR_MODEL when there is no such directory. */
-  async ofModel(directory: string): Promise<string> {
+  /** Of all that decides what a model computes: one in a directory, or on the hub. Throws ERR_MODEL when there is none. */
+  async ofModel(model: string, say: (line: string) => void): Promise<string> {
+    const directory = await locate(model, { say });
     const hash = createHash('sha256');
     for (const name of modelFiles(directory)) hash.update(`${name} ${await this.of(join(directory, name))}\n`);
     return hash.digest('hex');

@@ -2,7 +2,6 @@
 import { relative } from 'node:path';
 import { resolveArgs, type TrainingArgs, toRunFile } from '../train/args.js';
 import { snake } from '../train/compat.js';
-import { locate } from '../train/prepare.js';
 import type { FusionConfig, RunInput } from './config.js';
 import type { Hashes } from './hashes.js';
 import { isImport, isLocal, type SourceConfig } from './schema.js';
@@ -51,7 +50,7 @@ export async function samplingSettings(
     const place = relative(config.outputDir, model.model);
     // Of what is trained here its stage says more, and it may not be there yet.
     if (!place.startsWith('..')) settings[`${model.name}.model`] = place;
-    else settings[`${model.name} weights`] = await hashes.ofModel(await locate(model.model, { say }));
+    else settings[`${model.name} weights`] = await hashes.ofModel(model.model, say);
   }
   return settings;
 }

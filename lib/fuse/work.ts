@@ -4,7 +4,6 @@ import { dirname, join } from 'node:path';
 import { WrpoError } from '../errors.js';
 import type { TrainingArgsInput } from '../train/args.js';
 import { listCheckpoints } from '../train/checkpoint.js';
-import { locate } from '../train/prepare.js';
 import { Trainer } from '../train/trainer.js';
 import { type Compared, compareModels, type HeldOut } from './comparison.js';
 import type { FusionConfig, RunInput } from './config.js';
@@ -322,7 +321,7 @@ export class Work {
   }
 
   async #weightsOfTarget(): Promise<Inputs> {
-    return { 'model weights': await this.hashes.ofModel(await locate(this.target, { say: this.#say })) };
+    return { 'model weights': await this.hashes.ofModel(this.target, this.#say) };
   }
 
   /** Those of Target-SFT are among the files of its stage. */
