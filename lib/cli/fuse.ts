@@ -64,7 +64,7 @@ export async function fuse(options: FuseCommand, rest: string[]): Promise<void> 
 
 /** What is to be done, stage by stage. */
 async function plan(config: FusionConfig, options: FuseCommand): Promise<void> {
-  const { prompts, stages } = await forecastFusion(config, { from: options.from, say: (line) => say(line) }, options);
+  const { prompts, stages } = await forecastFusion(config, { from: options.from, say }, options);
   if (options.json) return writeOut(`${JSON.stringify({ prompts, stages })}\n`);
   const number = (value: number | undefined) => (value === undefined ? '' : String(value));
   const rows = stages.map((one) => [

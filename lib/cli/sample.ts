@@ -1,7 +1,5 @@
 /** `wrpo sample`: the prompts of a fusion to its models. */
-import type { FusionConfig } from '../fuse/config.js';
-import { chosenModels, sampleModels } from '../fuse/models.js';
-import { type Prompt, readPrompts } from '../fuse/prompts.js';
+import { chosenModels, promptsOf, sampleModels } from '../fuse/models.js';
 import type { SampleTotals } from '../fuse/sample.js';
 import { dollarsOf } from '../fuse/sampling-plan.js';
 import { Store } from '../fuse/store.js';
@@ -39,12 +37,6 @@ export async function sample(options: SampleCommand, rest: string[]): Promise<vo
   } finally {
     news.end();
   }
-}
-
-async function* promptsOf(config: FusionConfig, say: (line: string) => void): AsyncGenerator<Prompt> {
-  const { prompts, promptsSplit: split, promptsConfig, promptsRevision: revision, outputDir } = config;
-  if (prompts !== undefined) yield* readPrompts(prompts, { split, config: promptsConfig, revision, say });
-  else yield* Store.open(outputDir).prompts();
 }
 
 function describe(totals: SampleTotals & { model: string; dollars?: number }): string {

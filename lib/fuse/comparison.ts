@@ -8,20 +8,20 @@ import type { Hashes } from './hashes.js';
 import { samplerOf } from './models.js';
 import type { Prompt } from './prompts.js';
 import { sampleModel } from './sample.js';
-import { isImport, type SourceConfig } from './schema.js';
+import type { LocalConfig } from './schema.js';
 import { type Scorer, scoreModel } from './score.js';
-import { readManifest } from './shard.js';
+import { readManifest, shardFiles } from './shard.js';
 import { Store } from './store.js';
 
 export interface HeldOut {
-  prompts(say: (line: string) => void): Iterable<Prompt> | AsyncIterable<Prompt>;
+  prompts(): Iterable<Prompt> | AsyncIterable<Prompt>;
   maxTokens: number;
   temperature: number;
 }
 
 export interface Compared {
   name: string;
-  source: SourceConfig;
+  source: LocalConfig;
 }
 
 /** A line of `results.json`; standard errors are over prompts. */
@@ -60,19 +60,14 @@ export async function compareModels(
   hashes: Hashes,
   { signal, say, onOpen, onPrompt }: Options,
 ): Promise<void> {
-  const store = await openStore(directory, heldOut, say);
+  const store = await openStore(directory, heldOut);
   const { temperature, maxTokens } = heldOut;
   for (const { name, source } of models) {
-    if (isImport(source)) continue;
     const sampler = await samplerOf({ ...source, name, n: 1, temperature, topP: 1, maxTokens }, config, say);
-    const depends = { ...sampler.depends, weights: 'model' in source ? await hashes.ofModel(source.model, say) : null };
+    const depends = { ...sampler.depends, weights: await hashes.ofModel(source.model, say) };
     forgetOther(store.samplesPath(name), depends);
     try {
-      await sampleModel(
-        store,
-        { ...sampler, depends },
-        { n: 1, seed: config.seed, signal, onOpen, onPrompt: () => onPrompt() },
-      );
+      await sampleModel(store, { ...sampler, depends }, { n: 1, seed: config.seed, signal, onOpen, onPrompt });
     } finally {
       await sampler.close?.();
     }
@@ -98,9 +93,9 @@ export const readComparison = (directory: string): ComparisonRow[] =>
   JSON.parse(readFileSync(join(directory, 'results.json'), 'utf8')).rows;
 
 /** The store of the answers; other prompts begin another one. */
-async function openStore(directory: string, heldOut: HeldOut, say: (line: string) => void): Promise<Store> {
+async function openStore(directory: string, heldOut: HeldOut): Promise<Store> {
   const prompts: Prompt[] = [];
-  for await (const prompt of heldOut.prompts(say)) prompts.push(prompt);
+  for await (const prompt of heldOut.prompts()) prompts.push(prompt);
   if (existsSync(join(directory, 'prompts.jsonl'))) {
     const { ids } = Store.open(directory).order;
     const same = ids.length === prompts.length && prompts.every(({ promptId }, i) => promptId === ids[i]);
@@ -111,11 +106,11 @@ async function openStore(directory: string, heldOut: HeldOut, say: (line: string
 
 /** Takes away a shard that was made from something else. */
 function forgetOther(path: string, depends: object): void {
-  const manifest = path.replace(/\.jsonl$/, '.json');
-  if (!existsSync(manifest)) return;
+  const files = shardFiles(path);
+  if (!files.some((file) => existsSync(file))) return;
   const before = readManifest(path).depends;
   if (Object.entries(depends).every(([name, value]) => (before[name] ?? null) === (value ?? null))) return;
-  for (const file of [path, `${path}.part`, manifest]) rmSync(file, { force: true });
+  for (const file of files) rmSync(file, { force: true });
 }
 
 function* answersOf(

@@ -3,12 +3,13 @@ import { existsSync } from 'node:fs';
 import { readModelConfig } from '../model/config.js';
 import { forecast as forecastMemory, parameterCount } from '../train/memory-plan.js';
 import { objectiveOf, termsOf } from '../train/objective.js';
-import type { FusionConfig, RunInput } from './config.js';
+import type { RunInput } from './config.js';
 import { LETTERS, type PromptLengths, planSampling } from './sampling-plan.js';
 import { isImport, isLocal } from './schema.js';
 import { argsOf } from './settings.js';
 import { type Part, splitPrompts } from './split.js';
 import type { Stage, StageState, Stages } from './stages.js';
+import type { Work } from './work.js';
 
 /** What cannot be known before, and is assumed. */
 export interface Assumptions {
@@ -38,9 +39,8 @@ export interface StageForecast {
 
 /** A forecast for each stage that is not done. Throws as the stages would when something has changed that they were done with. */
 export async function forecastStages(
-  config: FusionConfig,
+  { config, target, asked }: Work,
   stages: Stages,
-  target: { directory: string; asked: FusionConfig['targets'][number] },
   letters: PromptLengths,
   assumed: Assumptions,
   again: ReadonlySet<string> = new Set(),
@@ -50,7 +50,7 @@ export async function forecastStages(
   const tokensOf = (part: Part) =>
     ids.reduce((sum, id, i) => sum + (parts[i] === part ? Math.ceil(letters.get(id)! / LETTERS) : 0), 0);
   const countOf = (part: Part) => parts.filter((one) => one === part).length;
-  const memory = memoryOf(target.directory);
+  const memory = memoryOf(target);
 
   const training = (input: RunInput, part: Part, share = 1) => {
     const args = argsOf(config, input);
@@ -62,8 +62,8 @@ export async function forecastStages(
     const seconds = Math.ceil((share * tokensRead) / assumed.trainSpeed);
     return { count: rows, tokensRead, seconds, bytes: memory(args.microbatchTokens, share === 1) };
   };
-  const scoring = (models: readonly { n?: number }[], asked: number, tokens: number) => {
-    const answers = models.reduce((sum, { n = config.n }) => sum + asked * n, 0);
+  const scoring = (models: readonly { n?: number }[], prompts: number, tokens: number) => {
+    const answers = models.reduce((sum, { n = config.n }) => sum + prompts * n, 0);
     const read = models.length * tokens * config.n + answers * assumed.answerTokens;
     return { count: answers, tokensRead: read, seconds: Math.ceil(answers / assumed.rate) };
   };
@@ -82,7 +82,7 @@ export async function forecastStages(
   const learnt = countOf('train') + countOf('test');
   const ofStage = ({ name }: Stage): Omit<StageForecast, 'stage' | 'state'> => {
     if (name === 'sample-sources') return sampling(config.sources, false);
-    if (name === 'sample-target') return sampling([target.asked], true);
+    if (name === 'sample-target') return sampling([asked], true);
     const all = tokensOf('train') + tokensOf('test');
     if (name === 'score-sources') {
       return scoring(
@@ -91,7 +91,7 @@ export async function forecastStages(
         all + tokensOf('sft'),
       );
     }
-    if (name === 'score-target') return scoring([target.asked as { n?: number }], learnt, all);
+    if (name === 'score-target') return scoring([asked as { n?: number }], learnt, all);
     if (name === 'sft') return training(config.sft!, 'sft');
     if (name === 'evaluate') {
       // Of prompts that are no part of the fusion's nothing is known before they are read.

@@ -9,6 +9,7 @@ import { type ComparisonRow, readComparison } from './comparison.js';
 import type { FusionConfig } from './config.js';
 import { type Assumptions, forecastStages, type StageForecast } from './forecast.js';
 import { lock } from './lock.js';
+import { promptsOf } from './models.js';
 import { lettersOf } from './prompts.js';
 import type { Scorer } from './score.js';
 import { type StageRecord, Stages } from './stages.js';
@@ -41,7 +42,8 @@ export interface FuseResult {
 /** `fuse`, of a configuration that is checked. */
 export async function runFusion(config: FusionConfig, options: FuseOptions = {}): Promise<FuseResult> {
   const { from, only, say = () => {}, signal = new AbortController().signal } = options;
-  const stages = stagesOf(config, options);
+  const work = new Work(config, options);
+  const stages = stagesOf(work);
   const asked = only?.map((name) => stages.named(name, '--only').name);
   const again = from === undefined ? new Set<string>() : stages.from(from);
   makeDirectory(config.outputDir);
@@ -57,8 +59,10 @@ export async function runFusion(config: FusionConfig, options: FuseOptions = {})
       else {
         say(`${stage.name}${state === 'changed' ? ': again, since what it is made from has changed' : ''}`);
         await stages.do(stage, signal);
+        work.hashes.save();
       }
     }
+    work.hashes.save(); // of stages that were done before, of which it may have known nothing
     await writeReport(config.outputDir);
   } finally {
     unlock();
@@ -78,16 +82,15 @@ export async function forecastFusion(
   assumptions: Assumptions,
 ): Promise<{ prompts: number; stages: StageForecast[] }> {
   const work = new Work(config, options);
-  const stages = stagesOf(config, options);
-  const letters = await lettersOf(work.prompts());
+  const stages = stagesOf(work);
+  const letters = await lettersOf(promptsOf(config, options.say ?? (() => {})));
   const again = options.from === undefined ? undefined : stages.from(options.from);
-  const target = { directory: work.target, asked: work.asked };
-  return { prompts: letters.size, stages: await forecastStages(config, stages, target, letters, assumptions, again) };
+  return { prompts: letters.size, stages: await forecastStages(work, stages, letters, assumptions, again) };
 }
 
-/** The stages of a configuration, in their order. Throws ERR_CONFIG when it says too little for them. */
-export function stagesOf(config: FusionConfig, options: FuseOptions = {}): Stages {
-  const work = new Work(config, options);
+/** The stages of a fusion, in their order. */
+function stagesOf(work: Work): Stages {
+  const { config } = work;
   const { sources, sft, train } = config;
   const tuned = sft === undefined ? [] : ['sft'];
   const selected = (selection?: string) => (selection === undefined ? 'select' : `select/${selection}`);

@@ -1,9 +1,9 @@
 /** SHA-256 of files, read through again only when their size or time has changed. */
 import { createHash } from 'node:crypto';
 import { createReadStream, existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
-import { writeFileAtomic } from '../data/files.js';
+import { makeDirectory, writeFileAtomic } from '../data/files.js';
 import { WrpoError } from '../errors.js';
 import { locate } from '../train/prepare.js';
 
@@ -19,6 +19,7 @@ const OF_A_MODEL =
 
 export class Hashes {
   readonly #known: Record<string, Known>;
+  #isSaved = true;
 
   /** `file` keeps what is known from one process to the next; what it lacks is computed. */
   constructor(readonly file: string) {
@@ -36,6 +37,7 @@ export class Hashes {
     await pipeline(createReadStream(path, { highWaterMark: 1 << 20 }), hash);
     const sha256 = hash.digest('hex');
     this.#known[path] = { bytes, modified, sha256 };
+    this.#isSaved = false;
     return sha256;
   }
 
@@ -48,6 +50,9 @@ export class Hashes {
   }
 
   save(): void {
+    if (this.#isSaved) return;
+    makeDirectory(dirname(this.file));
+    this.#isSaved = true;
     writeFileAtomic(this.file, `${JSON.stringify(this.#known, null, 1)}\n`);
   }
 }

@@ -8,7 +8,6 @@ import type { TrainingArgs } from '../train/args.js';
 import { encodingOf, locate, sourceOf, tokenizerOf } from '../train/prepare.js';
 import { logProbsOf } from '../train/reference.js';
 import type { Compared } from './comparison.js';
-import { isLocal } from './schema.js';
 
 const ROLES: readonly Role[] = ['source_chosen', 'target_chosen', 'rejected'];
 /** Enough for a distribution. */
@@ -32,7 +31,6 @@ export async function writeLogProbs(
   const out = new PendingFile(file);
   try {
     for (const { name, source } of models) {
-      if (!isLocal(source)) continue;
       signal.throwIfAborted();
       const directory = await locate(source.model, { say });
       const found = await sourceOf(directory, { say });

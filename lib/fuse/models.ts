@@ -6,11 +6,11 @@ import { endpointSampler } from './endpoint.js';
 import { importSamples } from './imports.js';
 import { localSampler } from './local.js';
 import { Limit } from './parallel.js';
+import { type Prompt, readPrompts } from './prompts.js';
 import { type SampleOptions, type Sampler, type SampleTotals, sampleModel } from './sample.js';
 import { type ImportConfig, isEndpoint, isImport, type SourceConfig } from './schema.js';
-import type { Depends } from './shard.js';
 import { splitPrompts } from './split.js';
-import type { Store } from './store.js';
+import { Store } from './store.js';
 
 /** A model of the run, and whether it is a target. */
 export interface ChosenModel {
@@ -42,6 +42,13 @@ export function chosenModels({ sources, targets }: FusionConfig, only?: string):
   return [...new Set(chosen)];
 }
 
+/** The prompts of the run file or, without, of the store that is there. */
+export async function* promptsOf(config: FusionConfig, say: (line: string) => void): AsyncGenerator<Prompt> {
+  const { prompts, promptsSplit: split, promptsConfig, promptsRevision: revision, outputDir } = config;
+  if (prompts !== undefined) yield* readPrompts(prompts, { split, config: promptsConfig, revision, say });
+  else yield* Store.open(outputDir).prompts();
+}
+
 /** What of the prompts a target is asked: those that preferences are learnt from and tested on. */
 export function learntFrom(ids: readonly string[], config: FusionConfig): (id: string) => boolean {
   const parts = splitPrompts(ids, config);
@@ -64,8 +71,6 @@ export async function samplerOf(
 export interface SampleModelsOptions extends Pick<SampleOptions, 'retryFailed' | 'onOpen' | 'onPrompt'> {
   signal: AbortSignal;
   say: (line: string) => void;
-  /** What the samples of a model depend on beside its settings. */
-  depends?: Depends;
   /** Told of every model that is done. */
   onModel?: (source: SourceConfig, totals: SampleTotals) => void;
 }
@@ -80,7 +85,7 @@ export async function sampleModels(
   models: readonly ChosenModel[],
   options: SampleModelsOptions,
 ): Promise<void> {
-  const { retryFailed, onOpen, onPrompt, say, depends, onModel } = options;
+  const { retryFailed, onOpen, onPrompt, say, onModel } = options;
   const samplers = new Map<SourceConfig, Sampler>();
   for (const { source } of models) {
     if (!isImport(source)) samplers.set(source, await samplerOf(source, config, say));
@@ -96,14 +101,10 @@ export async function sampleModels(
     const sampler = samplers.get(source)!;
     const work = async () => {
       try {
-        return await sampleModel(
-          store,
-          { ...sampler, depends: { ...sampler.depends, ...depends } },
-          {
-            ...{ n: source.n ?? config.n, seed: config.seed, retryFailed, signal, onOpen, onPrompt },
-            ...(isTarget && { accept }),
-          },
-        );
+        return await sampleModel(store, sampler, {
+          ...{ n: source.n ?? config.n, seed: config.seed, retryFailed, signal, onOpen, onPrompt },
+          ...(isTarget && { accept }),
+        });
       } finally {
         await sampler.close?.();
       }

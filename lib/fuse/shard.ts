@@ -63,7 +63,7 @@ export class Shard<Row extends ShardRow> {
     readonly order: PromptOrder,
   ) {
     this.#part = `${path}.part`;
-    this.#manifest = path.replace(/\.jsonl$/, '.json');
+    this.#manifest = manifestOf(path);
     this.#offsets = new Float64Array(order.ids.length);
     this.#lengths = new Uint32Array(order.ids.length);
     guarded(path, () => mkdirSync(dirname(path), { recursive: true }));
@@ -255,6 +255,11 @@ export class Shard<Row extends ShardRow> {
   }
 }
 
+/** Every file that the shard at `path` may have: its manifest, itself, and what of it is not in order yet. */
+export const shardFiles = (path: string): string[] => [manifestOf(path), path, `${path}.part`];
+
+const manifestOf = (path: string): string => path.replace(/\.jsonl$/, '.json');
+
 /** Whether the shard at `path` has all its rows. */
 export const isFinished = (path: string): boolean => existsSync(path) && !existsSync(`${path}.part`);
 
@@ -267,7 +272,7 @@ export function* idsIn(path: string): Generator<string> {
 
 /** What a shard was made with, and what its stage counted when it was finished. */
 export function readManifest(path: string): { depends: Depends; totals?: Record<string, number> } {
-  const file = path.replace(/\.jsonl$/, '.json');
+  const file = manifestOf(path);
   try {
     const manifest = JSON.parse(readFileSync(file, 'utf8'));
     if (typeof manifest.depends !== 'object') throw new Error('it has no "depends"');

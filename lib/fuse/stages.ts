@@ -128,7 +128,6 @@ export class Stages {
     };
     mkdirSync(join(this.directory, 'stages'), { recursive: true });
     writeFileAtomic(this.#path(stage.name), `${JSON.stringify(record, null, 1)}\n`);
-    this.hashes.save();
     return record;
   }
 

@@ -10,14 +10,15 @@ import type { FusionConfig, RunInput } from './config.js';
 import type { FuseOptions } from './fuse.js';
 import { Hashes, modelFiles } from './hashes.js';
 import { writeLogProbs } from './log-probs.js';
-import { sampleModels } from './models.js';
+import { promptsOf, sampleModels } from './models.js';
 import { readPrompts } from './prompts.js';
 import { type Selection, selectRows } from './quadruples.js';
 import { decidingScorer, ruleOf } from './rule.js';
-import { isLocal, local, type SourceConfig } from './schema.js';
+import { isLocal, type LocalConfig, local, type SourceConfig } from './schema.js';
 import { openAnswers, type Scorer, scoreModel } from './score.js';
 import { scorerOf } from './scorers.js';
 import { argsOf, flat, samplingSettings, settingsOf, trainingSettings } from './settings.js';
+import { shardFiles } from './shard.js';
 import { splitPrompts } from './split.js';
 import type { Inputs, Stage } from './stages.js';
 import { Store } from './store.js';
@@ -77,7 +78,7 @@ export class Work {
         ...(ofSources ? {} : await this.#weightsOfStart()),
       }),
       run: async (signal) => {
-        const open = ofSources ? () => Store.create(outputDir, this.prompts()) : this.#openStore;
+        const open = ofSources ? () => Store.create(outputDir, promptsOf(config, this.#say)) : this.#openStore;
         const chosen = models.map((source) => ({ source, isTarget: !ofSources }));
         const progress = this.#counter(name);
         await sampleModels(open, config, chosen, {
@@ -106,13 +107,8 @@ export class Work {
       run: async (signal) => {
         const store = await this.#openStore();
         const progress = this.#counter(name);
-        for (const { open } of this.#scorers.values()) {
-          const scorer = await open();
-          try {
-            await this.#score(store, models, scorer, progress, signal);
-          } finally {
-            if (!this.options.scorers?.includes(scorer)) await scorer.close?.();
-          }
+        for (const scorer of scorers) {
+          await this.#withScorer(scorer, (open) => this.#score(store, models, open, progress, signal));
         }
         return scorers.flatMap((scorer) => models.map((model) => `scores/${scorer}/${model.name}.jsonl`));
       },
@@ -189,9 +185,10 @@ export class Work {
   comparing(name: string, order: Order): Stage | undefined {
     const { config, hashes } = this;
     const { evaluate, sft, sources, train } = config;
-    const heldOut = this.#heldOut();
-    if (!heldOut || evaluate === false) return undefined;
-    const { settings, open } = this.#scorers.get(this.#deciding)!;
+    if (evaluate === false) return undefined;
+    const heldOut = this.#heldOut(evaluate);
+    if (!heldOut) return undefined;
+    const { settings } = this.#scorers.get(this.#deciding)!;
     const ours: Compared[] = [
       { name: 'target', source: localModel('target', this.target) },
       ...(sft === undefined ? [] : [{ name: 'target-sft', source: localModel('target-sft', this.start) }]),
@@ -217,14 +214,10 @@ export class Work {
       run: async (signal) => {
         const directory = this.path('evaluation');
         const progress = this.#counter(name);
-        const scorer = await open();
-        try {
-          await compareModels(directory, compared, heldOut, scorer, config, hashes, {
-            ...{ signal, say: this.#say, onOpen: progress.expect, onPrompt: () => progress.add(1) },
-          });
-        } finally {
-          if (!this.options.scorers?.includes(scorer)) await scorer.close?.();
-        }
+        const options = { signal, say: this.#say, onOpen: progress.expect, onPrompt: () => progress.add(1) };
+        await this.#withScorer(this.#deciding, (scorer) =>
+          compareModels(directory, compared, heldOut, scorer, config, hashes, options),
+        );
         const args = argsOf(config, Object.values(train).find(({ lossType }) => lossType !== 'sft') ?? {});
         const data = this.#rows('selected', 'train');
         await writeLogProbs(join(directory, 'logps.jsonl'), data, ours, { args, signal, say: this.#say });
@@ -239,13 +232,6 @@ export class Work {
   }
 
   readonly #openStore = async () => Store.open(this.config.outputDir);
-
-  /** Those of the run file or, without, of the store. */
-  prompts() {
-    const { prompts, promptsSplit: split, promptsConfig: config, promptsRevision: revision } = this.config;
-    if (prompts === undefined) return Store.open(this.config.outputDir).prompts();
-    return readPrompts(prompts, { split, config, revision, say: this.#say });
-  }
 
   async #score(
     store: Store,
@@ -329,10 +315,9 @@ export class Work {
     return this.config.sft === undefined ? this.#weightsOfTarget() : {};
   }
 
-  #heldOut(): HeldOut | undefined {
+  #heldOut(evaluate: Exclude<FusionConfig['evaluate'], false>): HeldOut | undefined {
     const { config } = this;
-    if (config.evaluate === false) return undefined;
-    const { prompts, split, temperature, maxTokens = config.maxTokens } = config.evaluate;
+    const { prompts, split, temperature, maxTokens = config.maxTokens } = evaluate;
     const settings = { temperature, maxTokens };
     if (prompts !== undefined) return { ...settings, prompts: () => readPrompts(prompts, { split, say: this.#say }) };
     if (config.heldOut === 0) return undefined;
@@ -345,6 +330,16 @@ export class Work {
         for (const prompt of store.prompts()) if (parts[index++] === 'test') yield prompt;
       },
     };
+  }
+
+  /** One that was given in the program stays open. */
+  async #withScorer<T>(name: string, use: (scorer: Scorer) => Promise<T>): Promise<T> {
+    const scorer = await this.#scorers.get(name)!.open();
+    try {
+      return await use(scorer);
+    } finally {
+      if (!this.options.scorers?.includes(scorer)) await scorer.close?.();
+    }
   }
 
   /** The scorers of the run file and those given in the program, or of these the one that is to decide. */
@@ -397,7 +392,7 @@ interface Selecting {
 export const selectedDirectory = (selection?: string): string =>
   selection === undefined ? 'selected' : `selections/${selection}`;
 
-const localModel = (name: string, model: string): SourceConfig => local.parse({ name, model });
+const localModel = (name: string, model: string): LocalConfig => local.parse({ name, model });
 
 /** The target of the run file or, where there is none, the model that preferences are learnt from. */
 function askedOf({ target, targets, sft }: FusionConfig, start: string): SourceConfig {
@@ -424,11 +419,13 @@ function describeSelection({ rows, dropped, shares }: Selection, part: 'sft' | '
 
 /** Moves a shard to `superseded`: it was paid for. */
 function setAside(directory: string, shard: string): void {
-  const endings = ['.json', '.jsonl', '.jsonl.part'].filter((ending) => existsSync(join(directory, shard + ending)));
-  if (endings.length === 0) return;
-  const place = (number: number) => join(directory, 'superseded', String(number), shard);
+  const names = shardFiles(`${shard}.jsonl`);
+  const are = (place: string) => names.filter((name) => existsSync(join(place, name)));
+  const found = are(directory);
+  if (found.length === 0) return;
+  const place = (number: number) => join(directory, 'superseded', String(number));
   let number = 1;
-  while (['.json', '.jsonl', '.jsonl.part'].some((ending) => existsSync(place(number) + ending))) number++;
-  mkdirSync(dirname(place(number)), { recursive: true });
-  for (const ending of endings) renameSync(join(directory, shard + ending), place(number) + ending);
+  while (are(place(number)).length > 0) number++;
+  mkdirSync(dirname(join(place(number), shard)), { recursive: true });
+  for (const name of found) renameSync(join(directory, name), join(place(number), name));
 }
