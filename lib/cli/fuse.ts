@@ -1,8 +1,10 @@
 /** `wrpo fuse`: the stages of a fusion, from prompts to models that are compared. */
+
+import { duration } from '../duration.js';
 import type { FusionConfig } from '../fuse/config.js';
 import { forecastFusion, runFusion } from '../fuse/fuse.js';
 import { interruptible, readFusion, table } from './fusion.js';
-import { duration, type News, newsOf } from './news.js';
+import { type News, newsOf } from './news.js';
 import { say } from './say.js';
 import { writeOut } from './stdout.js';
 import { describe } from './train.js';

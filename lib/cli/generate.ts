@@ -14,7 +14,7 @@ import { readDtype } from './dtype.js';
 import { interruptible } from './fusion.js';
 import { newsOf } from './news.js';
 import { say } from './say.js';
-import { openSink } from './stdout.js';
+import { writeLines } from './stdout.js';
 
 export interface GenerateCommand extends SamplingOptions {
   model: string;
@@ -55,32 +55,30 @@ export async function generate(options: GenerateCommand): Promise<void> {
   }
   const news = newsOf('prompts answered');
   await interruptible(async (signal) => {
-    const sink = openSink(options.output);
     let tokens = 0;
+    let began = 0;
     let model: Model | undefined;
     try {
-      model = await Model.load(directory, { dtype, baseModel: source.baseDirectory });
-      const began = performance.now();
-      const how = { ...sampling, tokenizer, logProbs: options.logprobs, signal };
-      for await (const { samples } of model.generate(all(), how)) {
-        const { promptId, prompt, seeds } = asked.shift()!;
-        const line = {
-          ...{ prompt_id: promptId, prompt: isIds(prompt) ? prompt : plain(prompt) },
-          responses: samples.map(({ text, ids }) => (isIds(prompt) ? ids : text)),
-          finish_reasons: samples.map(({ finishReason }) => finishReason),
-          seeds,
-          ...(options.logprobs && { logprobs: samples.map(({ logProbs }) => logProbs) }),
-        };
-        await sink.write(`${JSON.stringify(line)}\n`);
-        tokens += samples.reduce((sum, { ids }) => sum + ids.length, 0);
-        news.add(1);
-      }
-      sink.finish();
+      await writeLines(options.output, async (write) => {
+        model = await Model.load(directory, { dtype, baseModel: source.baseDirectory });
+        began = performance.now();
+        const how = { ...sampling, tokenizer, logProbs: options.logprobs, signal };
+        for await (const { samples } of model.generate(all(), how)) {
+          const { promptId, prompt, seeds } = asked.shift()!;
+          const line = {
+            ...{ prompt_id: promptId, prompt: isIds(prompt) ? prompt : plain(prompt) },
+            responses: samples.map(({ text, ids }) => (isIds(prompt) ? ids : text)),
+            finish_reasons: samples.map(({ finishReason }) => finishReason),
+            seeds,
+            ...(options.logprobs && { logprobs: samples.map(({ logProbs }) => logProbs) }),
+          };
+          await write(`${JSON.stringify(line)}\n`);
+          tokens += samples.reduce((sum, { ids }) => sum + ids.length, 0);
+          news.add(1);
+        }
+      });
       const seconds = (performance.now() - began) / 1000;
       news.say(`${tokens} tokens in ${seconds.toFixed(1)} s, ${(tokens / seconds).toPrecision(3)} tokens/s`);
-    } catch (error) {
-      sink.abandon();
-      throw error;
     } finally {
       news.end();
       await model?.close();

@@ -8,7 +8,7 @@ import { locate, sourceOf, tokenizerOf } from '../train/prepare.js';
 import { logProbsOf } from '../train/reference.js';
 import { readDtype } from './dtype.js';
 import { say } from './say.js';
-import { openSink } from './stdout.js';
+import { writeLines } from './stdout.js';
 
 const MICROBATCH_TOKENS = 2048;
 
@@ -38,19 +38,14 @@ export async function logprobs(options: {
   }
   const model = await Model.load(directory, { dtype, baseModel: source.baseDirectory });
   try {
-    const sink = openSink(options.output);
-    try {
+    await writeLines(options.output, async (write) => {
       for (const { roles, rows } of slices) {
         for (const part of splitMicrobatches(rows, roles, MICROBATCH_TOKENS)) {
           const values = await logProbsOf(model, part, roles, true);
-          await sink.write(values.map((value) => `${JSON.stringify(value)}\n`).join(''));
+          await write(values.map((value) => `${JSON.stringify(value)}\n`).join(''));
         }
       }
-      sink.finish();
-    } catch (error) {
-      sink.abandon();
-      throw error;
-    }
+    });
   } finally {
     await model.close();
   }

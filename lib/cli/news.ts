@@ -1,4 +1,5 @@
 /** How far a command is, on stderr: in place on a terminal, a line now and then elsewhere. */
+import { duration } from '../duration.js';
 
 const MILLISECONDS_BETWEEN = { terminal: 100, lines: 10_000 };
 
@@ -46,11 +47,4 @@ export function newsOf(what: string): News {
       open = false;
     },
   };
-}
-
-/** `45 s`, `12 min`, `3 h 20 min`. */
-export function duration(seconds: number): string {
-  if (seconds < 90) return `${Math.round(seconds)} s`;
-  const minutes = Math.round(seconds / 60);
-  return minutes < 90 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }

@@ -1,10 +1,11 @@
 /** `wrpo sample --dry-run`: what would be asked, and about what it takes. */
+
+import { duration } from '../duration.js';
 import type { FusionConfig } from '../fuse/config.js';
 import type { ChosenModel } from '../fuse/models.js';
 import { lettersOf, type Prompt } from '../fuse/prompts.js';
 import { planSampling } from '../fuse/sampling-plan.js';
 import { table } from './fusion.js';
-import { duration } from './news.js';
 import type { SampleCommand } from './sample.js';
 import { writeOut } from './stdout.js';
 

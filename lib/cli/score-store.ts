@@ -1,4 +1,6 @@
 /** `wrpo score --config`: what a fusion's models have answered, by its scorers. */
+
+import { duration } from '../duration.js';
 import { WrpoError } from '../errors.js';
 import type { FusionConfig } from '../fuse/config.js';
 import { chosenModels } from '../fuse/models.js';
@@ -8,7 +10,7 @@ import { scorerOf } from '../fuse/scorers.js';
 import { isFinished } from '../fuse/shard.js';
 import { Store } from '../fuse/store.js';
 import { type FusionOptions, interruptible, readFusion, table } from './fusion.js';
-import { duration, newsOf } from './news.js';
+import { newsOf } from './news.js';
 import { writeOut } from './stdout.js';
 
 export interface ScoreStoreCommand extends FusionOptions {

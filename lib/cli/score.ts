@@ -7,7 +7,7 @@ import { locate, sourceOf, tokenizerOf } from '../train/prepare.js';
 import { readDtype } from './dtype.js';
 import { newsOf } from './news.js';
 import { say } from './say.js';
-import { openSink } from './stdout.js';
+import { writeLines } from './stdout.js';
 
 const MICROBATCH_TOKENS = 2048;
 
@@ -29,24 +29,21 @@ export async function score(options: {
   const tokenizer = await tokenizerOf(source);
   const parts = batches(encodeConversations(readAnswers(options.data, { split, revision, say }), tokenizer));
   let part = await parts.next();
-  const sink = openSink(options.output);
   const news = newsOf('rows scored');
   let model: Model | undefined;
   try {
-    model = await Model.load(directory, { dtype, baseModel: source.baseDirectory });
-    for (; !part.done; part = await parts.next()) {
-      const rows = part.value;
-      const where = rows.flatMap(({ row }) => row.answers.map(({ key }) => `${row.where} ("${key}")`));
-      const conversations = rows.flatMap(({ conversations }) => conversations);
-      const scores = await model.score(conversations, { where, microbatchTokens: MICROBATCH_TOKENS });
-      const lines = rows.map(({ row }) => lineOf(row, scores.splice(0, row.answers.length), options.rewards));
-      await sink.write(lines.map((line) => `${JSON.stringify(line)}\n`).join(''));
-      news.add(rows.length);
-    }
-    sink.finish();
-  } catch (error) {
-    sink.abandon();
-    throw error;
+    await writeLines(options.output, async (write) => {
+      model = await Model.load(directory, { dtype, baseModel: source.baseDirectory });
+      for (; !part.done; part = await parts.next()) {
+        const rows = part.value;
+        const where = rows.flatMap(({ row }) => row.answers.map(({ key }) => `${row.where} ("${key}")`));
+        const conversations = rows.flatMap(({ conversations }) => conversations);
+        const scores = await model.score(conversations, { where, microbatchTokens: MICROBATCH_TOKENS });
+        const lines = rows.map(({ row }) => lineOf(row, scores.splice(0, row.answers.length), options.rewards));
+        await write(lines.map((line) => `${JSON.stringify(line)}\n`).join(''));
+        news.add(rows.length);
+      }
+    });
   } finally {
     news.end();
     await model?.close();

@@ -24,15 +24,29 @@ export function writeOut(text: string): Promise<void> {
   });
 }
 
-/** Where a command writes its lines. */
-export interface Sink {
+interface Sink {
   write(text: string): Promise<void>;
   finish(): void;
   abandon(): void;
 }
 
-/** Standard output, or a file that appears under its name only when it is whole. */
-export function openSink(path: string | undefined): Sink {
+/**
+ * Lets `body` write lines to standard output, or to a file that appears under its name only when they are all there; of what
+ * fails nothing is left.
+ */
+export async function writeLines<T>(path: string | undefined, body: (write: Sink['write']) => Promise<T>): Promise<T> {
+  const sink = openSink(path);
+  try {
+    const result = await body(sink.write);
+    sink.finish();
+    return result;
+  } catch (error) {
+    sink.abandon();
+    throw error;
+  }
+}
+
+function openSink(path: string | undefined): Sink {
   if (path === undefined) {
     return { write: writeOut, finish: () => {}, abandon: () => {} };
   }

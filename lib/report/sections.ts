@@ -1,6 +1,7 @@
 /** The parts of a report, each of what a directory holds; what is not there makes no part. */
-import { duration } from '../cli/news.js';
+import { duration } from '../duration.js';
 import { WrpoError } from '../errors.js';
+import { mean } from '../evaluate/statistics.js';
 import { readRun, tablesOf } from '../evaluate/tables.js';
 import type { ComparisonRow } from '../fuse/comparison.js';
 import type { Selection } from '../fuse/quadruples.js';
@@ -124,9 +125,7 @@ function responses(selection: Selection, quadruples: Fusion['quadruples'], chart
     { value: share.toFixed(1), mark: { at: share / largest, isBar: true } },
   ]);
   const lengths = (role: (typeof QUADRUPLE_ROLES)[number]) =>
-    quadruples.length === 0
-      ? ''
-      : (quadruples.reduce((sum, one) => sum + one.lengths[role], 0) / quadruples.length).toFixed(0);
+    quadruples.length === 0 ? '' : mean(quadruples.map(({ lengths }) => lengths[role])).toFixed(0);
   const ofRoles = QUADRUPLE_ROLES.filter((role) => scores[role] !== undefined).map((role) => [
     `${ROLE_NAMES[role]} (${role})`,
     scores[role]!.toFixed(3),
