@@ -394,6 +394,15 @@ describe('wrpo fuse', () => {
     expect(train['SFT-WRPO']).toEqual(written.train.wrpo);
   });
 
+  it('takes the run file by its name alone, and keys over it', async () => {
+    const dryRun = ['--dry-run', '--json'];
+    const by = async (...args: string[]) => JSON.parse((await succeed(['fuse', ...args, ...dryRun])).stdout);
+    const named = await by('--config', file, '--n', '3');
+    expect(await by(file, '--n', '3')).toEqual(named);
+    expect(await by(file)).not.toEqual(named);
+    expect(await fail(['fuse', ...dryRun], 2)).toBe("error: missing argument '<run.yaml>', or option '--config'");
+  });
+
   it('names the line of a bad key', async () => {
     const bad = path('bad.yaml');
     writeFileSync(bad, readFileSync(file, 'utf8').replace('"alpha":0.5', '"alpha":5'));

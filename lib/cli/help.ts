@@ -10,7 +10,7 @@ const EXAMPLES: Record<string, string> = {
   logprobs: 'wrpo logprobs --model runs/wrpo --data rows.jsonl > logprobs.jsonl',
   generate: 'wrpo generate --model runs/wrpo --prompts prompts.jsonl --n 5 --output samples.jsonl',
   chat: 'wrpo chat --model runs/wrpo --temperature 0',
-  fuse: 'wrpo fuse --config fusion.yaml --dry-run',
+  fuse: 'wrpo fuse fusion.yaml --dry-run',
   sample: 'wrpo sample --config fusion.yaml --only sources',
   score: 'wrpo score --model models/armorm --data answers.jsonl --output scores.jsonl',
   select: 'wrpo select --config fusion.yaml --rank 2 --selection_dir runs/rank2',

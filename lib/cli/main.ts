@@ -105,7 +105,8 @@ program
   .description(
     'a whole fusion: sample, score, select, fine-tune, learn preferences, compare; what is done is not done again',
   )
-  .requiredOption('--config <file>', 'run file (YAML)')
+  .usage('<run.yaml> [options]')
+  .option('--config <file>', 'another way to name the run file')
   .option('--from <stage>', 'do this stage and all that follow from it again')
   .option('--only <stages>', 'do nothing but these, with commas between')
   .option('--dry-run', 'say what is to be done, and about what time, memory and money it would take')
@@ -118,8 +119,11 @@ program
   .allowExcessArguments()
   .addHelpText('after', KEYS_AS_OPTIONS)
   .action(async (options, command: Command) => {
+    const named = options.config === undefined && command.args[0]?.startsWith('-') === false;
+    const [config, ...rest] = named ? command.args : [options.config, ...command.args];
+    if (config === undefined) command.error("error: missing argument '<run.yaml>', or option '--config'");
     const { fuse } = await import('./fuse.js');
-    await fuse(options, command.args);
+    await fuse({ ...options, config }, rest);
   });
 
 program
