@@ -3,6 +3,7 @@
 import { duration } from '../duration.js';
 import type { FusionConfig } from '../fuse/config.js';
 import { forecastFusion, runFusion } from '../fuse/fuse.js';
+import { gib } from '../train/memory-plan.js';
 import { interruptible, readFusion, table } from './fusion.js';
 import { type News, newsOf } from './news.js';
 import { say } from './say.js';
@@ -73,7 +74,7 @@ async function plan(config: FusionConfig, options: FuseCommand): Promise<void> {
     ...[one.stage, one.state === 'done' ? 'done' : one.state === 'changed' ? 'again' : 'to do'],
     ...[number(one.count), number(one.tokensRead), number(one.tokensWritten)],
     one.seconds === undefined ? '' : duration(one.seconds),
-    one.bytes === undefined ? '' : `${(one.bytes / 2 ** 30).toFixed(1)} GiB`,
+    one.bytes === undefined ? '' : `${gib(one.bytes)} GiB`,
     one.dollars === undefined ? '' : `$${one.dollars.toFixed(2)}`,
   ]);
   const head = ['stage', '', 'requests or rows', 'tokens read', 'written', 'time', 'memory', 'cost'];

@@ -2,7 +2,7 @@
 import { basename, dirname } from 'node:path';
 import { WrpoError } from '../errors.js';
 import { readModelConfig } from '../model/config.js';
-import { bestPlan, forecast, GPUS, type MemoryPlan, parameterCount, planMemory } from '../train/memory-plan.js';
+import { bestPlan, forecast, GPUS, gib, type MemoryPlan, parameterCount, planMemory } from '../train/memory-plan.js';
 
 interface PlanOptions {
   model: string;
@@ -66,5 +66,3 @@ function parts(p: MemoryPlan): [number, string][] {
   ];
   return all.filter(([bytes]) => bytes > 0);
 }
-
-const gib = (bytes: number) => (bytes / 2 ** 30).toFixed(1);

@@ -3,7 +3,7 @@ import { WrpoError } from '../errors.js';
 import type { Model } from '../model/model.js';
 import type { ModelShape, NativeInfo } from '../native/addon.js';
 import type { TrainingArgs } from './args.js';
-import { forecast, type MemoryPlan } from './memory-plan.js';
+import { forecast, gib, type MemoryPlan } from './memory-plan.js';
 
 /** Of full training, whose layers are all kept: none is computed again. Adapters are not counted here. */
 export function forecastRun(
@@ -31,5 +31,3 @@ export function explainOutOfMemory(error: unknown, model: Model, args: TrainingA
   const message = `the GPU's memory is not enough: ${gib(model.memory().peak)} GiB were in use at most${expected}; lower microbatch_tokens (${args.microbatchTokens})${args.usePeft ? '' : ' or train adapters (use_peft)'}`;
   return new WrpoError('ERR_OUT_OF_MEMORY', message, { cause: error });
 }
-
-const gib = (bytes: number) => (bytes / 2 ** 30).toFixed(1);

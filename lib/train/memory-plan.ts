@@ -43,6 +43,9 @@ export interface MemoryPlan {
   recomputed: number;
 }
 
+/** As a person reads it, without the unit. */
+export const gib = (bytes: number): string => (bytes / 2 ** 30).toFixed(1);
+
 export function parameterCount(c: ModelShape): number {
   const qkv = (c.heads + 2 * c.kvHeads) * c.headDim;
   const attention = qkv * c.hiddenSize + c.hiddenSize * c.heads * c.headDim;
