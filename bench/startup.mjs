@@ -1,4 +1,4 @@
-/** Medians of what a user waits for: importing the package, a loaded engine, an empty native call. */
+/** Medians of what a user waits for: importing the package (and the memory it takes), a loaded engine, an empty native call. */
 import { execFileSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 
@@ -9,6 +9,11 @@ const inChild = (script) =>
 
 const imports = Array.from({ length: 9 }, () =>
   inChild(`const t = performance.now(); await import(${JSON.stringify(entry)}); console.log(performance.now() - t);`),
+);
+const resident = Array.from({ length: 9 }, () =>
+  inChild(
+    `const before = process.memoryUsage().rss; await import(${JSON.stringify(entry)}); console.log((process.memoryUsage().rss - before) / 1e6);`,
+  ),
 );
 const ready = Array.from({ length: 9 }, () =>
   inChild(
@@ -32,6 +37,7 @@ for (let i = 0; i < 20000; i++) {
 }
 const figures = {
   import_ms: median(imports),
+  import_mb: median(resident),
   ready_ms: median(ready),
   info_call_us: median(calls),
   empty_call_us: median(shapes),

@@ -53,6 +53,16 @@ describe('loading', () => {
     expect(await value(`say(mapped(${NATIVE.replaceAll('\\\\', '\\')}))`)).toEqual([]);
   });
 
+  it('importing loads no other package', async () => {
+    const hook = 'export const resolve = (name, context, next) => (process._rawDebug(name), next(name, context));';
+    const register = `import { register } from 'node:module'; register('data:text/javascript,${encodeURIComponent(hook)}');`;
+    const flags = ['--import', `data:text/javascript,${encodeURIComponent(register)}`];
+    const { stderr } = await new Child([...flags, INDEX]).done;
+    const names = stderr.trim().split('\n');
+    expect(names).toContain('./train/trainer.js');
+    expect(names.filter((name) => !/^(node:|file:|\.)/.test(name))).toEqual([]);
+  });
+
   it('require() gives the same, and loads nothing either', async () => {
     const file = path('require.cjs');
     writeFileSync(

@@ -5,12 +5,13 @@ import { type IncomingMessage, request } from 'node:http';
 import { dirname, join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { stringify } from 'yaml';
+import { writeReport } from '../lib/report/call.ts';
 import { curvesOfRun, curvesOfRuns, pointsOf } from '../lib/report/curves.ts';
 import { histogram } from '../lib/report/distributions.ts';
 // @ts-expect-error: the page's own script has no types
 import { drawChart, numberText, pointAt, rangesOf, scaleOf, ticksOf } from '../lib/report/page/charts.js';
 import type { Quadruple, TrainingRun } from '../lib/report/read.ts';
-import { makeReport, writeReport } from '../lib/report/report.ts';
+import { makeReport } from '../lib/report/report.ts';
 import { dataWarnings, resultWarnings } from '../lib/report/warnings.ts';
 import { watch } from '../lib/report/watch.ts';
 import { Trainer } from '../lib/train/trainer.ts';

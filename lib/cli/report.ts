@@ -1,5 +1,5 @@
 /** `wrpo report` and `wrpo watch`: what a run or a fusion did, as a page. */
-import { writeReport } from '../report/report.js';
+import { writeReport } from '../report/call.js';
 import { watch } from '../report/watch.js';
 import { say } from './say.js';
 import { writeOut } from './stdout.js';

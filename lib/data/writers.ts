@@ -1,6 +1,6 @@
 /** Rows written one after another to a file. */
 import type { SchemaElement } from 'hyparquet';
-import { ByteWriter, ParquetWriter } from 'hyparquet-writer';
+import { hyparquetWriter } from '../packages.js';
 import { PendingFile } from './files.js';
 
 export interface RowWriter {
@@ -41,6 +41,7 @@ export function writeJsonl(path: string): RowWriter {
 
 /** Parquet with a schema of its own for what is nested, a group of rows in memory at a time. */
 export function writeParquet(path: string, columns: Columns): RowWriter {
+  const { ByteWriter, ParquetWriter } = hyparquetWriter();
   const file = new PendingFile(path);
   const bytes = new ByteWriter();
   const schema = [{ name: 'root', num_children: Object.keys(columns).length }, ...elementsOf(columns)];

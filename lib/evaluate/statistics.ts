@@ -2,7 +2,8 @@
  * What the public evaluation tools compute of judgments, each with its formula and source. Sums run in the tools' own
  * order, so that rounding is theirs as far as it can be.
  */
-import { Matrix, solve } from 'ml-matrix';
+import type { Matrix } from 'ml-matrix';
+import { mlMatrix } from '../packages.js';
 
 export const mean = (values: readonly number[]): number =>
   values.reduce((sum, value) => sum + value, 0) / values.length;
@@ -84,7 +85,7 @@ const logLoss = (rows: readonly SoftRow[], w: readonly number[]): number =>
 /** The gradient and the Hessian of `logLoss`. */
 function derivatives(rows: readonly SoftRow[], w: readonly number[]): { gradient: number[]; hessian: Matrix } {
   const gradient = w.map(() => 0);
-  const hessian = Matrix.zeros(w.length, w.length);
+  const hessian = mlMatrix().Matrix.zeros(w.length, w.length);
   for (const { weight, features, target } of rows) {
     const p = sigmoid(dot(features, w));
     for (const [j, x] of features.entries()) {
@@ -213,6 +214,7 @@ export function fitRidge(rows: readonly SoftRow[], c = 1): number[] {
   for (let iteration = 0; iteration < 100; iteration++) {
     const { gradient, hessian } = derivatives(rows, w);
     const slope = gradient.map((value, j) => c * value + w[j]!);
+    const { Matrix, solve } = mlMatrix();
     const curvature = Matrix.add(Matrix.mul(hessian, c), Matrix.eye(w.length));
     const step = solve(curvature, Matrix.columnVector(slope)).to1DArray();
     const before = objective(w);

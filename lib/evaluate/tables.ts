@@ -1,8 +1,8 @@
 /** The paper's tables and figures out of finished runs, as rows: what was trained how, what it gained. */
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { basename, join, resolve } from 'node:path';
-import { parse } from 'yaml';
 import { fault } from '../data/rows.js';
+import { yaml } from '../packages.js';
 import { increase, weightedMargin } from './analyses.js';
 
 type Values = Record<string, unknown>;
@@ -61,7 +61,7 @@ export function readRun(directory: string): FinishedRun {
 
 function read(path: string): unknown {
   try {
-    return parse(readFileSync(path, 'utf8')); // JSON is YAML
+    return yaml().parse(readFileSync(path, 'utf8')); // JSON is YAML
   } catch (cause) {
     throw fault(path, `cannot be read: ${(cause as Error).message.split('\n')[0]}`, cause);
   }

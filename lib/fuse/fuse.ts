@@ -2,7 +2,7 @@
 import { join } from 'node:path';
 import { stringify } from 'yaml';
 import { makeDirectory, writeFileAtomic } from '../data/files.js';
-import { writeReport } from '../report/report.js';
+import { writeReport } from '../report/call.js';
 import { snake } from '../train/compat.js';
 import type { Metrics } from '../train/metrics.js';
 import { type ComparisonRow, readComparison } from './comparison.js';

@@ -1,11 +1,11 @@
 /** A selection: rows to train on, as a view of the store. Another subset, rank or rule takes no new sampling. */
 import { mkdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { stringify } from 'yaml';
 import { PendingFile, writeError } from '../data/files.js';
 import type { Message } from '../data/preferences.js';
 import { type Columns, type ColumnType, type RowWriter, writeJsonl, writeParquet } from '../data/writers.js';
 import { WrpoError } from '../errors.js';
+import { yaml } from '../packages.js';
 import type { Prompt } from './prompts.js';
 import { type Pick, pickTarget, type Reason, rankSources } from './select.js';
 import type { ShardReader } from './shard.js';
@@ -85,7 +85,7 @@ export function selectRows(store: Store, options: SelectOptions): Selection {
       }
       const { onPrompt: _, directory: __, ...rule } = options;
       const manifest = new PendingFile(join(directory, MANIFEST));
-      manifest.write(stringify({ prompts: store.promptsHash, rule, selection }));
+      manifest.write(yaml().stringify({ prompts: store.promptsHash, rule, selection }));
       manifest.finish();
     }
     return selection;

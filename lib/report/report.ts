@@ -1,8 +1,6 @@
 /** `report.html`: what a training run or a fusion did, as one file that needs no other. */
 import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
-import { writeFileAtomic } from '../data/files.js';
 import type { Chart } from './curves.js';
 import { factsOf, headlineOf } from './headline.js';
 import { Html, html, jsonForScript, table } from './html.js';
@@ -29,16 +27,6 @@ export interface Report {
   title: string;
   main: string;
   charts: Record<string, Chart>;
-}
-
-/**
- * Writes the report of a training run's or a fusion's directory and returns its path. It tells what is there and leaves out
- * what is not. Throws ERR_DATA when the directory holds neither, or naming a damaged file.
- */
-export async function writeReport(directory: string, options: ReportOptions = {}): Promise<string> {
-  const { file = join(directory, 'report.html') } = options;
-  writeFileAtomic(file, pageOf(await makeReport(directory, options)));
-  return file;
 }
 
 /** What `writeReport` writes, before it is a page. */

@@ -1,14 +1,6 @@
-import { createRequire } from 'node:module';
 import type { Message } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
-
-interface Template {
-  parsed: { body: unknown[] };
-  render(context: Record<string, unknown>): string;
-}
-
-// The package's own declarations do not compile under `skipLibCheck: false`; these are the two members in use.
-const jinja: { Template: new (source: string) => Template } = createRequire(import.meta.url)('@huggingface/jinja');
+import { jinja, type Template } from '../packages.js';
 
 /** How a conversation is rendered: with the header of the answer to come, and with the tokenizer's special tokens. */
 export interface RenderOptions {
@@ -27,7 +19,7 @@ export class ChatTemplate {
   ) {
     try {
       // Python's Jinja reads every line end as \n; trim_blocks and lstrip_blocks are what the package always applies.
-      this.#template = new jinja.Template(source.replace(/\r\n?/g, '\n'));
+      this.#template = new (jinja().Template)(source.replace(/\r\n?/g, '\n'));
     } catch (cause) {
       throw new WrpoError('ERR_MODEL', `${where}: the chat template does not compile: ${reason(cause)}`, { cause });
     }

@@ -1,8 +1,8 @@
 /** Training arguments: TRL's names in camelCase; files and the command line may spell them in snake_case. */
-import { createRequire } from 'node:module';
 import type { output, input as ZodInput } from 'zod';
 import { nearest } from '../edit-distance.js';
 import { WrpoError } from '../errors.js';
+import { zod } from '../packages.js';
 import { camel, FOREIGN_KEYS, snake, translate } from './compat.js';
 import type { LossType } from './objective.js';
 
@@ -226,11 +226,10 @@ export type TrainingArgs = Omit<output<Schema>, 'gammaBetaRatio'>;
 /** What a caller writes. */
 export type TrainingArgsInput = ZodInput<Schema>;
 
-// Loaded at the first use: zod takes longer to import than everything else together.
 let loaded: Schema | undefined;
 /** What checks arguments; their documentation is made of it. */
 export function argumentSchema(): Schema {
-  loaded ??= buildSchema(createRequire(import.meta.url)('zod') as typeof import('zod'));
+  loaded ??= buildSchema(zod());
   return loaded;
 }
 

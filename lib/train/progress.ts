@@ -1,5 +1,5 @@
 /** The progress bar: on stderr, and only where stderr is a terminal. */
-import { createRequire } from 'node:module';
+import { cliProgress } from '../packages.js';
 import type { Metrics } from './metrics.js';
 
 export interface Progress {
@@ -12,7 +12,7 @@ const number = (value: number | undefined, digits: number) => (value === undefin
 /** A bar of `total` units with loss, margin, alpha, tokens/s and time left; silent when `enabled` is false. */
 export function progressBar(label: string, total: number, enabled: boolean): Progress {
   if (!enabled || !process.stderr.isTTY) return { update: () => {}, stop: () => {} };
-  const { SingleBar } = createRequire(import.meta.url)('cli-progress') as typeof import('cli-progress');
+  const { SingleBar } = cliProgress();
   const bar = new SingleBar({
     format: `${label} {bar} {value}/{total} {words} | {eta_formatted} left`,
     stream: process.stderr,
