@@ -18,6 +18,7 @@ import {
   copies,
   expectWithin,
   maxAbsDifference,
+  PARITY_FIXTURES,
   PREFERENCE_ROLES,
   type Problem,
   readValues,
@@ -25,10 +26,6 @@ import {
 } from './support.ts';
 import { FIXTURES, scratchDirectory } from './training.ts';
 
-const FAMILIES = [
-  ...['llama', 'mistral', 'qwen2', 'qwen3', 'phi3', 'gemma2'],
-  ...['gemma3', 'yi', 'llama_yarn', 'llama_dynamic', 'phi3_longrope', 'internlm2'],
-];
 const scratch = scratchDirectory('parity');
 
 // Two quadruples; the files hold every response as a sequence of its own, role by role.
@@ -139,7 +136,7 @@ function asStored(model: Model, tensors: Map<string, Float64Array>): Map<string,
   return stored;
 }
 
-describe.each(FAMILIES)('%s', (family) => {
+describe.each(PARITY_FIXTURES)('%s', (family) => {
   const oracle = oracleOf(family);
   const { expected, rows, objectives, noise, lossNoise, inOrder, sums, gradient, problemOf } = oracle;
 

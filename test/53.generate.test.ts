@@ -9,14 +9,18 @@ import { packRows } from '../lib/data/pack.ts';
 import type { GeneratedSample, GenerateOptions, GenerationPrompt, GeneratorOptions } from '../lib/model/generator.ts';
 import { Model } from '../lib/model/model.ts';
 import type { ComputeDtype } from '../lib/native/addon.ts';
-import { expectSentence, expectWithin, FAMILY_CONFIGS, maxAbsDifference, randomIds, tinyModel } from './support.ts';
+import {
+  expectSentence,
+  expectWithin,
+  FAMILY_CONFIGS,
+  maxAbsDifference,
+  PARITY_FIXTURES,
+  randomIds,
+  tinyModel,
+} from './support.ts';
 import { FIXTURES, poisonedPolicy, randomOf, scratchDirectory, sleep } from './training.ts';
 
 const scratch = scratchDirectory('generate');
-const FAMILIES = [
-  ...['llama', 'mistral', 'qwen2', 'qwen3', 'phi3', 'gemma2'],
-  ...['gemma3', 'yi', 'llama_yarn', 'llama_dynamic', 'phi3_longrope', 'internlm2'],
-];
 
 async function samplesOf(
   model: Model,
@@ -31,7 +35,7 @@ async function samplesOf(
   return all;
 }
 
-describe.each(FAMILIES)('greedy tokens of transformers: %s', (family) => {
+describe.each(PARITY_FIXTURES)('greedy tokens of transformers: %s', (family) => {
   const { prompts } = JSON.parse(readFileSync(join(FIXTURES, family, 'greedy.json'), 'utf8')) as {
     prompts: { prompt: number[]; ids: number[] }[];
   };

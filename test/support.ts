@@ -15,6 +15,11 @@ export type Random = () => number;
 export { randomOf };
 
 export const LLAMA = join(FIXTURES, 'llama');
+/** The fixtures of families, each with what transformers makes of it (fixtures/README.md). */
+export const PARITY_FIXTURES = [
+  ...['llama', 'mistral', 'qwen2', 'qwen3', 'phi3', 'gemma2'],
+  ...['gemma3', 'yi', 'llama_yarn', 'llama_dynamic', 'phi3_longrope', 'internlm2'],
+];
 export const PREFERENCE_ROLES: Role[] = ['source_chosen', 'target_chosen', 'rejected'];
 
 // ---- safetensors files, read and written without the code under test

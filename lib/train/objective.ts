@@ -150,7 +150,6 @@ export const contestsOf = (objective: Objective): Contest[] => termsOf(objective
 export const formOf = (objective: Objective): ContestForm => termsOf(objective).form;
 /** The roles a row must have for an objective. */
 export const rolesOf = (objective: Objective): Role[] => termsOf(objective).roles;
-/** Whether the loss compares with a reference model. */
 
 /** The objective that a run's arguments name, at an alpha. */
 export function objectiveOf(
