@@ -89,7 +89,7 @@ export async function checkedGroup(
     const own = { codec: 'LOOK' as typeof meta.codec, compressors: { LOOK: look } };
     checked.push({ ...column, meta_data: { ...meta, ...own } });
   }
-  if (!(rows >= 0 && memory <= getHeapStatistics().heap_size_limit)) {
+  if (!(memory <= getHeapStatistics().heap_size_limit)) {
     const size = (memory / 2 ** 30).toFixed(1);
     throw new Error(`they take ${size} GiB at once, more than Node has: write smaller row groups`);
   }

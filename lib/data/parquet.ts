@@ -1,6 +1,6 @@
 import { open } from 'node:fs/promises';
 import type { AsyncBuffer, FileMetaData } from 'hyparquet';
-import { type ChooseColumns, fault, type RawRow, readFault, textOf } from './rows.js';
+import { type ChooseColumns, fault, type RawRow, readFault, reasonOf, textOf } from './rows.js';
 
 /** The rows of a Parquet file, one row group (which its writer chose: mostly 1,000 rows) in memory at a time. */
 export async function* readParquet(path: string, name: string, choose: ChooseColumns): AsyncGenerator<RawRow> {
@@ -36,9 +36,9 @@ export async function* readParquet(path: string, name: string, choose: ChooseCol
     let rowStart = 0;
     for (const group of metadata.row_groups) {
       const rowEnd = rowStart + Number(group.num_rows);
+      if (!(Number(group.num_rows) >= 0)) throw fault(path, 'cannot be read: it is damaged: a row group has no rows');
       const refuse = (cause: unknown): never => {
-        const { message } = cause as Error;
-        throw fault(`${name} rows ${rowStart + 1} to ${rowEnd}`, `cannot be read: ${message}`, cause);
+        throw fault(`${name} rows ${rowStart + 1} to ${rowEnd}`, `cannot be read: ${reasonOf(cause)}`, cause);
       };
       const checked = await checkedGroup(file, metadata, group, { columns, compressors }).catch(refuse);
       const only = { ...metadata, row_groups: [checked] };
