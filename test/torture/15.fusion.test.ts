@@ -18,7 +18,7 @@ import {
 } from '../training.ts';
 
 const path = scratchDirectory('fusion-kills');
-const KILLS = 2;
+const KILLS = 30;
 /** What is killed, and the stage from which it is done again when all is done. */
 const PHASES = { sampling: 'sample-sources', scoring: 'score-sources', training: 'sft', evaluating: 'evaluate' };
 type Phase = keyof typeof PHASES | 'start-up' | 'selecting';
