@@ -33,7 +33,7 @@ class AdamW {
   Step step();
 
   std::atomic<int64_t> completed{0};  // updates so far; JavaScript may ask while a step is under way
-  at::Tensor m, v;        // first and second moments, flat like the masters
+  at::Tensor m, v;                    // first and second moments, flat like the masters
   const AdamWOptions options;
   const std::shared_ptr<Parameters>& trained() const { return trained_; }
 
