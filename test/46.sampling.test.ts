@@ -116,7 +116,8 @@ describe('requests', () => {
 
   it('are as many at a time as was asked for, and no more', async () => {
     for (const concurrency of [1, 3, 12]) {
-      const server = await serve({ latency: 10 });
+      // Long enough for all of them to arrive while the first waits.
+      const server = await serve({ latency: 25 * concurrency });
       await sampleModel(await newStore(), endpoint(server.url, { concurrency }), RUN);
       expect(server.peak).toBe(concurrency);
     }

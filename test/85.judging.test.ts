@@ -1,12 +1,22 @@
 /** Judging by a server that misbehaves, from the run file to the public tools' files; killed and begun again. */
-import { existsSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, describe, expect, it } from 'vitest';
 import type { Annotation } from '../lib/evaluate/alpaca-eval.ts';
 import { readCsv, writeCsv } from '../lib/evaluate/csv.ts';
 import type { JudgedRow } from '../lib/evaluate/judge.ts';
 import { type FakeOptions, FakeServer, type Seen, scoreOf } from './fake-server.ts';
-import { FIXTURES, fail, readJson, readJsonLines, scratchDirectory, start, succeed } from './training.ts';
+import {
+  FIXTURES,
+  fail,
+  filesBelow,
+  readJson,
+  readJsonLines,
+  scratchDirectory,
+  start,
+  succeed,
+  wrpo,
+} from './training.ts';
 
 const path = scratchDirectory('judging');
 const servers: FakeServer[] = [];
@@ -127,6 +137,34 @@ describe('AlpacaEval', () => {
     await succeed(['evaluate', '--config', file]);
     expect(server.seen.length).toBe(asked);
     expectAnnotations(out);
+  });
+
+  it('the keys of judge and sampler are in no file and no word, though the servers repeat them', async () => {
+    const key = 'sk-MARKED-9876543210';
+    const server = await serve({
+      more: (seen) => (seen.body.model === 'mine' ? {} : { ...logprobs(seen), note: `for ${key}` }),
+      text: () => `as ${key} asks`,
+      refuse: ({ body }) =>
+        body.model !== 'mine' && /Question [57]\?/.test(JSON.stringify(body.messages))
+          ? { status: 400, body: { error: { message: `bad ${key}`, code: key } } }
+          : undefined,
+    });
+    const { outputs: _, ...asked } = ALPACA;
+    const sampler = { name: 'mine', base_url: server.url, model: 'mine', api_key_env: 'MARKED_KEY', max_tokens: 8 };
+    const { file, out } = runFile(server, {
+      ...{ ...asked, model: sampler, judge: { api_key_env: 'MARKED_KEY', max_retries: 0 } },
+    });
+    const { stdout, stderr } = await wrpo(['evaluate', '--config', file], {
+      env: { ...process.env, MARKED_KEY: key },
+    });
+    expect(stdout + stderr).not.toContain(key);
+    expect(server.seen.every(({ authorization }) => authorization === `Bearer ${key}`)).toBe(true);
+    const texts = filesBelow(out)
+      .filter((name) => /\.\w+$/.test(name))
+      .map((name) => readFileSync(join(out, name), 'utf8'));
+    // The judge's and the sampler's answers, and why some have none.
+    for (const said of ['for ***', 'as *** asks', 'bad ***']) expect(texts.join('')).toContain(said);
+    expect(texts.join('')).not.toContain(key);
   });
 
   it('killed at any moment goes on where it was, and asks no pair twice but those that were under way', async () => {

@@ -1,10 +1,21 @@
 /** What the tests of input from anywhere share: inputs near good ones, and what counts as refused. */
 import fc from 'fast-check';
-import { expect } from 'vitest';
+import { afterAll, expect } from 'vitest';
 import { WrpoError } from '../lib/errors.ts';
 
+/** All executions of the properties of a test file, which it says when it is done. */
+let executions = 0;
+export const counted = (more: number) => {
+  executions += more;
+};
+afterAll(() => console.log(`${executions} executions of properties`));
+
+function reporter(details: fc.RunDetails<unknown>): void {
+  counted(details.numRuns);
+  if (details.failed) throw new Error(fc.defaultReportMessage(details));
+}
 /** Executions of each property. */
-export const RUNS = process.env.TORTURE ? { numRuns: 50_000 } : { numRuns: 200, seed: 1 };
+export const RUNS = { ...(process.env.TORTURE ? { numRuns: 50_000 } : { numRuns: 200, seed: 1 }), reporter };
 export const TIME = process.env.TORTURE ? 1_800_000 : 120_000;
 
 /** What `act` gives, or undefined where it refuses in one sentence; any other end is a finding. */

@@ -1,6 +1,7 @@
-import { type FileHandle, open } from 'node:fs/promises';
+import { open } from 'node:fs/promises';
 import type { Data } from 'apache-arrow';
-import { type ChooseColumns, fault, type RawRow, readFault, textOf } from './rows.js';
+import { readMessages } from './arrow-messages.js';
+import { type ChooseColumns, type RawRow, readFault, textOf } from './rows.js';
 
 /** The rows of an Arrow file, of either IPC format (what `datasets` writes is a stream), one batch in memory at a time. */
 export async function* readArrow(path: string, name: string, choose: ChooseColumns): AsyncGenerator<RawRow> {
@@ -10,15 +11,18 @@ export async function* readArrow(path: string, name: string, choose: ChooseColum
     throw readFault(path, cause);
   });
   try {
-    await requireWhole(handle, path);
-    const reader = await arrow.RecordBatchReader.from(await bounded(handle));
+    const reader = await arrow.RecordBatchReader.from(readMessages(handle, path, arrow));
     await reader.open();
     const all = reader.schema.fields.map(({ name }) => name);
     const blank = Object.fromEntries(all.map((name) => [name, undefined]));
     const columns = choose(all, path).map((name) => ({ name, index: all.indexOf(name) }));
     let number = 0;
     for await (const batch of reader) {
-      const cells = columns.map(({ name, index }) => ({ name, cell: cellsOf(batch.data.children[index]!, arrow) }));
+      const cells = columns.map(({ name, index }) => {
+        const data = batch.data.children[index]!;
+        requireSound(data, arrow);
+        return { name, cell: cellsOf(data, arrow) };
+      });
       for (let i = 0; i < batch.numRows; i++) {
         const value: Record<string, unknown> = { ...blank };
         for (const { name, cell } of cells) value[name] = cell(i);
@@ -32,28 +36,54 @@ export async function* readArrow(path: string, name: string, choose: ChooseColum
   }
 }
 
-/** Throws unless the file ends as it should: to the reader, a stream cut between two batches is only a shorter one. */
-async function requireWhole(handle: FileHandle, path: string): Promise<void> {
-  const { size } = await handle.stat();
-  const at = async (position: number) => (await handle.read(Buffer.alloc(8), 0, 8, Math.max(0, position))).buffer;
-  const [head, tail] = [await at(0), await at(size - 8)];
-  const [first, last] = [head.toString('latin1', 0, 6), tail.toString('latin1', 2)];
-  const isStream = head.readInt32LE() === -1;
-  if (first !== 'ARROW1' && !isStream) throw fault(path, 'not an Arrow file');
-  const whole = isStream ? tail.readInt32LE() === -1 && tail.readInt32LE(4) === 0 : last === 'ARROW1';
-  if (!whole) throw fault(path, 'the file is cut short');
+/** Throws unless a column's buffers hold as many values as it has: what is read beyond them is any number. */
+function requireSound(data: Data, arrow: typeof import('apache-arrow')): void {
+  const { DataType } = arrow;
+  const { type, length, stride, nullCount, nullBitmap, values, valueOffsets: offsets, children } = data;
+  const require = (holds: boolean) => {
+    if (!holds) throw new Error('the lengths of a column do not fit its bytes');
+  };
+  if (DataType.isNull(type)) return;
+  if (nullCount > 0) require(8 * nullBitmap.length >= length);
+  if (DataType.isDictionary(type)) {
+    const { dictionary } = data;
+    require(values.length >= length);
+    for (let i = 0; i < length; i++) {
+      const index = Number(values[i]);
+      if (data.getValid(i)) require(index >= 0 && index < dictionary!.length);
+    }
+    for (const part of dictionary!.data) requireSound(part, arrow);
+  } else if (DataType.isUtf8View(type) || DataType.isBinaryView(type)) {
+    requireViews(data, require);
+  } else if (DataType.isUnion(type)) {
+    require(data.typeIds.length >= length && (!offsets || offsets.length >= length));
+    for (let i = 0; i < length; i++) {
+      const child = children[type.typeIdToChildIndex[data.typeIds[i]!]!];
+      const at = offsets ? offsets[i]! : i;
+      require(child !== undefined && at >= 0 && at < child.length);
+    }
+  } else if (offsets) {
+    // Of no values there may be no offsets.
+    require(length === 0 || (offsets.length > length && offsets[0]! >= 0));
+    for (let i = 0; i < length; i++) require(offsets[i]! <= offsets[i + 1]!);
+    if (length > 0) require(offsets[length]! <= (children[0] ?? values).length);
+  } else if (DataType.isFixedSizeList(type)) require(stride >= 0 && children[0]!.length >= length * stride);
+  else if (DataType.isStruct(type)) require(children.every((child) => child.length >= length));
+  else if (DataType.isBool(type)) require(8 * values.length >= length);
+  else require(stride > 0 && values.length >= length * stride);
+  for (const child of children) requireSound(child, arrow);
 }
 
-/** The file as the package may read it: a length that leads backwards would have it read the same for ever. */
-async function bounded(handle: FileHandle): Promise<FileHandle> {
-  const { size } = await handle.stat();
-  let left = 2 * size + 4096;
-  const read = async (buffer: Uint8Array, offset: number, length: number, position: number) => {
-    left -= length;
-    if (left < 0) throw new Error('its lengths lead backwards');
-    return handle.read(buffer, offset, length, position);
-  };
-  return { fd: handle.fd, stat: () => handle.stat(), read, close: async () => {} } as unknown as FileHandle;
+/** A view is its length and either up to 12 bytes or the number of a buffer and a place in it, as int32. */
+function requireViews({ values, length, variadicBuffers }: Data, require: (holds: boolean) => void): void {
+  require(values.byteLength >= 16 * length);
+  const view = new DataView(values.buffer, values.byteOffset, values.byteLength);
+  for (let at = 0; at < 16 * length; at += 16) {
+    const size = view.getInt32(at, true);
+    const from = view.getInt32(at + 12, true);
+    const buffer = variadicBuffers[view.getInt32(at + 8, true)];
+    require(size >= 0 && (size <= 12 || (from >= 0 && from + size <= (buffer?.length ?? 0))));
+  }
 }
 
 type Cells = (row: number) => unknown;
@@ -82,19 +112,18 @@ function valuesOf(data: Data, arrow: typeof import('apache-arrow')): Cells {
   if (DataType.isList(type) || DataType.isLargeList(type)) {
     const [child] = children;
     const cell = cellsOf(child!, arrow);
-    return (row) => range(Number(offsets[row]), Number(offsets[row + 1]), child!.length, cell);
+    return (row) => range(Number(offsets[row]), Number(offsets[row + 1]), cell);
   }
   if (DataType.isFixedSizeList(type)) {
     const [child] = children;
     const cell = cellsOf(child!, arrow);
-    return (row) => range(row * type.listSize, (row + 1) * type.listSize, child!.length, cell);
+    return (row) => range(row * type.listSize, (row + 1) * type.listSize, cell);
   }
   const vector = new Vector([data]);
   return (row) => vector.get(row);
 }
 
-/** The cells of a list; `length` is how many there are in all. */
-function range(from: number, to: number, length: number, cell: Cells): unknown[] {
-  if (!(from >= 0 && to >= from && to <= length)) throw new Error('a list leads beyond its values');
+/** The cells of a list. */
+function range(from: number, to: number, cell: Cells): unknown[] {
   return Array.from({ length: to - from }, (_, i) => cell(from + i));
 }

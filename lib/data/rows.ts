@@ -26,11 +26,16 @@ export const fault = (where: string, what: string, cause?: unknown): WrpoError =
 /** The failure to read `path` as one sentence. */
 export function readFault(path: string, cause: unknown): WrpoError {
   if (cause instanceof WrpoError) return cause;
-  const { code, message } = cause as NodeJS.ErrnoException;
+  const { code } = cause as NodeJS.ErrnoException;
   if (code === 'ENOENT') return fault(path, 'no such file', cause);
-  // A package's misstep over bytes that it did not expect says nothing of them.
+  return fault(path, `cannot be read: ${reasonOf(cause)}`, cause);
+}
+
+/** Why something cannot be read: a package's misstep over bytes that it did not expect says nothing of them. */
+export function reasonOf(cause: unknown): string {
   const stumbled = cause instanceof TypeError || cause instanceof RangeError;
-  return fault(path, `cannot be read: ${stumbled ? 'it is damaged' : message}`, cause);
+  const { message } = cause as Error;
+  return stumbled || /\b(undefined|NaN)\b/.test(message) ? 'it is damaged' : message;
 }
 
 /** Text, or the bytes themselves where they are not UTF-8: the row that holds them is then refused by its name. */

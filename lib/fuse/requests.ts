@@ -52,6 +52,8 @@ export function usageOf(answer: unknown): Usage {
 }
 
 const LONGEST_DELAY = 60;
+/** Characters that a key has at least which is one. */
+const SECRET = 16;
 const LONGEST_WAIT = 3600;
 
 /** One attempt's end: an answer, or why another attempt should be made. */
@@ -122,7 +124,7 @@ export class Server {
       const request = { method: 'POST', headers: this.#headers, body: JSON.stringify(body) };
       this.#fetch ??= patientFetch(this.#options.timeout);
       response = await (await this.#fetch)(url, { ...request, redirect: 'manual', signal: controller.signal });
-      text = await response.text();
+      text = this.#withoutKey(await response.text());
     } catch (error) {
       signal?.throwIfAborted();
       if (controller.signal.aborted) return { reason: `no answer within ${this.#options.timeout} s` };
@@ -164,13 +166,19 @@ export class Server {
       throw this.#fault(`${url} answers ${status}: ${message}`);
     }
     if (status >= 300 && status < 400) {
-      throw this.#fault(`${url} is elsewhere (${status}): set base_url to ${response.headers.get('location')}`);
+      const location = this.#withoutKey(response.headers.get('location') ?? 'where it is');
+      throw this.#fault(`${url} is elsewhere (${status}): set base_url to ${location}`);
     }
     if (status === 500 && isAboutRoles(message)) throw new Refused(status, message); // a template's refusal, in llama.cpp
     if (status === 408 || status === 425 || status === 429 || status >= 500) {
       return { reason: `the server answers ${status}: ${message}`, after: waitOf(response.headers.get('retry-after')) };
     }
     throw new Refused(status, message);
+  }
+
+  /** What a server says, which may repeat the key; a short one, such as `EMPTY`, is no secret and may be a word. */
+  #withoutKey(text: string): string {
+    return this.#key === undefined || this.#key.length < SECRET ? text : text.replaceAll(this.#key, '***');
   }
 
   /** What an answer says is wrong, on one line and without the key. */

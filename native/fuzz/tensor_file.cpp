@@ -46,8 +46,8 @@ std::vector<TensorRange> someRanges(Input& in, int64_t fileSize) {
     std::vector<int64_t> shape(in.ConsumeIntegralInRange(0, 3));
     for (auto& n : shape) n = in.ConsumeIntegralInRange(0, 5);
     range.stored = in.PickValueInArray(stored);
-    range.destination = at::empty(shape, in.PickValueInArray(computed));
-    range.bytes = range.destination.numel() * int64_t(c10::elementSize(range.stored));
+    range.destination = {at::empty(shape, in.PickValueInArray(computed)), {}};
+    range.bytes = range.destination.tensor.numel() * int64_t(c10::elementSize(range.stored));
     range.offset = next;
     // Mostly one after the other, as in a file that is whole.
     switch (in.ConsumeIntegralInRange(0, 5)) {
@@ -68,9 +68,9 @@ std::vector<TensorRange> someRanges(Input& in, int64_t fileSize) {
 
 // What a range means, from the bytes of its file.
 at::Tensor expected(const TensorRange& range, const std::string& bytes) {
-  auto raw = at::empty(range.destination.sizes(), range.stored);
+  auto raw = at::empty(range.destination.tensor.sizes(), range.stored);
   if (raw.numel() > 0) std::memcpy(raw.data_ptr(), bytes.data() + range.offset, raw.nbytes());
-  return raw.to(range.destination.scalar_type());
+  return raw.to(range.destination.tensor.scalar_type());
 }
 
 bool sameBits(const at::Tensor& a, const at::Tensor& b) {
@@ -80,14 +80,14 @@ bool sameBits(const at::Tensor& a, const at::Tensor& b) {
 
 void readWhatWasWritten(const std::vector<TensorRange>& ranges, const std::string& header, at::ScalarType dtype) {
   static MemoryFile file;
-  std::vector<at::Tensor> tensors;
+  std::vector<Stored> tensors;
   std::vector<TensorRange> again;
   auto offset = int64_t(header.size());
   for (const auto& range : ranges) {
-    const auto& t = range.destination;
-    tensors.push_back(t);
+    const auto& t = range.destination.tensor;
+    tensors.push_back({t, {}});
     const int64_t bytes = t.numel() * int64_t(c10::elementSize(dtype));
-    again.push_back({"t", at::empty(t.sizes(), dtype), dtype, offset, bytes});
+    again.push_back({"t", {at::empty(t.sizes(), dtype), {}}, dtype, offset, bytes});
     offset += bytes;
   }
   writeTensors(file.path, header, tensors, dtype);
@@ -95,7 +95,7 @@ void readWhatWasWritten(const std::vector<TensorRange>& ranges, const std::strin
   require(int64_t(bytes.size()) == offset && bytes.starts_with(header), "a file has its header and tensors, no more");
   readTensors(file.path, again);
   for (size_t i = 0; i < again.size(); ++i)
-    require(sameBits(again[i].destination, tensors[i].to(dtype)), "what was written is read again");
+    require(sameBits(again[i].destination.tensor, tensors[i].tensor.to(dtype)), "what was written is read again");
 }
 
 void once(Input& in) {
@@ -118,13 +118,13 @@ void once(Input& in) {
   require(!(read && missing), "no file is no file");
   bool fits = true;
   for (const auto& range : ranges) {
-    const auto size = range.destination.numel() * int64_t(c10::elementSize(range.stored));
+    const auto size = range.destination.tensor.numel() * int64_t(c10::elementSize(range.stored));
     fits = fits && range.bytes == size && range.offset >= 0 && range.offset <= fileSize - size;
   }
   require(read == (fits && !missing), "a range is read if and only if it lies in its file");
   if (!read) return;
   for (const auto& range : ranges)
-    require(sameBits(range.destination, expected(range, bytes)), "a range has its bytes");
+    require(sameBits(range.destination.tensor, expected(range, bytes)), "a range has its bytes");
   try {
     if (missing) writeTensors("/nowhere/file", header, {}, dtype);
     else readWhatWasWritten(ranges, header, dtype);

@@ -3,6 +3,7 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 
+#include <atomic>
 #include <memory>
 #include <string>
 
@@ -31,8 +32,8 @@ class AdamW {
   // when the gradient norm is not finite.
   Step step();
 
-  int64_t completed = 0;  // updates so far
-  at::Tensor m, v;        // first and second moments, flat like the masters
+  std::atomic<int64_t> completed{0};  // updates so far; JavaScript may ask while a step is under way
+  at::Tensor m, v;                    // first and second moments, flat like the masters
   const AdamWOptions options;
   const std::shared_ptr<Parameters>& trained() const { return trained_; }
 
