@@ -3,11 +3,13 @@ import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { writeFileAtomic } from '../data/files.js';
+import type { Table } from '../evaluate/cells.js';
 import type { Chart } from './curves.js';
 import { factsOf, headlineOf } from './headline.js';
 import { Html, html, jsonForScript, table } from './html.js';
 import { readDirectory } from './read.js';
 import { Charts, type Section, sectionsOf, warningsOf } from './sections.js';
+import { tableHtml } from './tables.js';
 
 /** What a program adds to a report: words, a table, or both. Everything is text. */
 export interface ExtraSection {
@@ -39,6 +41,14 @@ export async function writeReport(directory: string, options: ReportOptions = {}
   const { file = join(directory, 'report.html') } = options;
   writeFileAtomic(file, pageOf(await makeReport(directory, options)));
   return file;
+}
+
+/** Writes tables alone, as one page. */
+export function writeTables(tables: readonly Table[], file: string): void {
+  const main = html`<h1>${tables.length} tables</h1>
+<p class="note">± one standard error, or an interval in parentheses; beside such a value, where they lie on its column's scale.</p>
+<section>${tables.map(tableHtml)}</section>`;
+  writeFileAtomic(file, pageOf({ title: 'Tables', main: main.text, charts: {} }));
 }
 
 /** What `writeReport` writes, before it is a page. */
