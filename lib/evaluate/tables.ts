@@ -3,8 +3,10 @@ import { WrpoError } from '../errors.js';
 import { type GlmWeights, pairwisePreferences } from './alpaca-eval.js';
 import { increase, summariseLogProbs, weightedMargin } from './analyses.js';
 import { type Cell, measured, type Table } from './cells.js';
+import { reportedMetric } from './harness-results.js';
 import type { Finished, FinishedFusion, FinishedRun } from './runs.js';
 import { mean, standardError } from './statistics.js';
+import { TASKS } from './tasks.js';
 
 /** Weights of AlpacaEval's regression by model, of a saved weights file. */
 export type SavedWeights = ReadonlyMap<string, GlmWeights>;
@@ -13,6 +15,7 @@ export type SavedWeights = ReadonlyMap<string, GlmWeights>;
 export function tablesOf({ runs, fusions }: Finished, saved: SavedWeights = new Map()): Table[] {
   return [
     benchmarks(runs),
+    leaderboard(runs),
     ablations(runs),
     objectives(runs),
     pairwise(runs, saved),
@@ -51,6 +54,22 @@ function benchmarks(runs: readonly FinishedRun[]): Table {
   });
   const scores = ['LC', 'WR', 'length', 'Arena-Hard', 'style-controlled', 'MT T1', 'MT T2', 'MT', 'Open LLM'];
   return { title: 'Benchmarks (Tables 2, 4, 9 and 10)', columns: ['run', ...ORIGIN, ...scores], rows };
+}
+
+/** The six tasks, in percent. */
+function leaderboard(runs: readonly FinishedRun[]): Table {
+  const tasks = Object.entries(TASKS);
+  const rows = runs.flatMap(({ name, results: { open_llm_leaderboard: found } }): Cell[][] => {
+    if (!found) return [];
+    const results = found.results as Record<string, Record<string, number> | undefined>;
+    const cells = tasks.map(([name, task]) => {
+      const metric = reportedMetric(task);
+      const percent = (key: string) => 100 * (results[name]?.[key] ?? Number.NaN);
+      return measured(percent(metric), 2, { stderr: percent(metric.replace(',', '_stderr,')) });
+    });
+    return [[name, ...cells, measured(found.average, 2)]];
+  });
+  return { title: 'Open LLM Leaderboard', columns: ['run', ...tasks.map(([task]) => task), 'average'], rows };
 }
 
 /** Which of y_ws and y_wt a run's objective leaves out, if it is one of Fig. 4's. */
