@@ -14,6 +14,10 @@ export function deviation(values: readonly number[]): number {
   return Math.sqrt(values.reduce((sum, value) => sum + (value - centre) ** 2, 0) / (values.length - 1));
 }
 
+/** With n in the denominator, as numpy's `std`. */
+export const populationDeviation = (values: readonly number[]): number =>
+  deviation(values) * Math.sqrt((values.length - 1) / values.length);
+
 /** Of the mean: deviation / sqrt(n). */
 export const standardError = (values: readonly number[]): number => deviation(values) / Math.sqrt(values.length);
 
