@@ -12,6 +12,7 @@ import { PythonRandom } from './python-random.js';
 import {
   type ChosenFit,
   deviation,
+  FOLDS,
   fitCrossValidated,
   mean,
   type SoftRow,
@@ -224,6 +225,8 @@ export function lengthControlled(
   const differences = rows.map(({ lengths: [first, second] }) => first - second);
   const sd = deviation(differences);
   if (!(sd > 0)) throw new WrpoError('ERR_DATA', 'length control needs answers of different lengths');
+  const judged = rows.filter(({ preference }) => preference !== null).length;
+  if (judged < FOLDS) throw new WrpoError('ERR_DATA', `length control needs ${FOLDS} judged rows, found ${judged}`);
   const features = (x1: number, x2: number, x3: number) => (isMinimal ? [x1, x3] : [x1, x2, x3]);
   const difficulty = (index: number) => (isMinimal ? 0 : data!.difficulty[index]!);
   const gamed =

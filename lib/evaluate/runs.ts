@@ -102,18 +102,22 @@ export function readFinished(
     }
     const own: FinishedRun[] = [...runs.values()];
     for (const place of places) {
+      const runOf = (name: string) => {
+        const parent = place.kind === 'fusion' ? place.directory : dirname(resolve(place.directory));
+        const run = runs.get(place) ?? own.find((one) => one.name === name) ?? emptyRun(name, parent);
+        if (!own.includes(run)) own.push(run);
+        return run;
+      };
       for (const path of place.files) {
-        if (basename(path) !== 'results.json') continue;
         attempt(() => {
+          const name = nameOf(place.directory);
+          if (place.kind === 'folder' && basename(path) === 'logps.jsonl') {
+            runOf(name).logProbs.push(...logProbsIn(path, name));
+          }
+          if (basename(path) !== 'results.json') return;
           const values = read(path) as Values;
           if (typeof values.benchmark !== 'string') return; // a comparison, or another program's
-          const name = place.kind === 'fusion' ? String(values.model) : nameOf(place.directory);
-          const run =
-            runs.get(place) ??
-            own.find((one) => one.name === name) ??
-            emptyRun(name, place.kind === 'fusion' ? place.directory : dirname(resolve(place.directory)));
-          if (!own.includes(run)) own.push(run);
-          addEvaluation(run, values, path, place);
+          addEvaluation(runOf(place.kind === 'fusion' ? String(values.model) : name), values, path, place);
         });
       }
     }

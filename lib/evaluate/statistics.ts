@@ -140,7 +140,8 @@ export function fitLasso(rows: readonly SoftRow[], c: number): number[] {
 
 /** numpy.logspace(-4, 4, 10). */
 export const STRENGTHS: readonly number[] = Array.from({ length: 10 }, (_, i) => 10 ** (-4 + (8 * i) / 9));
-const FOLDS = 5;
+/** Of the cross-validation; fewer rows cannot be fitted. */
+export const FOLDS = 5;
 
 export interface ChosenFit {
   weights: number[];
