@@ -129,6 +129,11 @@ describe('length control', () => {
     expect(lengthControlled(some, data).preferences).toHaveLength(lc.n);
   });
 
+  it('refuses fewer rows than it has folds', async () => {
+    const few = () => lengthControlled(rows.slice(0, 4), data);
+    await expectFailure(few, 'ERR_DATA', /length control needs 5 judged rows, found 4/);
+  });
+
   it('warns of changes that only a failed fit explains', () => {
     expect([isExtremeChange(20, 11), isExtremeChange(20, 9), isExtremeChange(50, 61), isExtremeChange(50, 63)]).toEqual(
       [...[false, true, false, true]],

@@ -80,6 +80,15 @@ describe('Arena-Hard', () => {
     );
   });
 
+  it('control of style is the regression of the public tool', () => {
+    const { questions, win_rate } = vectors('arena_style');
+    const games = questions.map((one: arena.StyledGames) => one.games);
+    expect(arena.battlesOf(games)).toHaveLength(win_rate.battles);
+    expect(arena.styleControlled(questions)).toBeCloseTo(win_rate.exact, 10);
+    // Which the tool's own solver stops before.
+    expect(arena.styleControlled(questions)).toBeCloseTo(win_rate.default, 1);
+  });
+
   it('control of style takes away what length alone explains', () => {
     const games = gamesOf('toy-A');
     const same = [100, 1, 1, 1] as const;

@@ -34,7 +34,9 @@ let runs = 0;
 /** A run file with its own output directory. */
 function runFile(server: FakeServer, values: Record<string, unknown>): { file: string; out: string } {
   const out = path(`run-${++runs}`);
-  const judge = { base_url: server.url, model: 'gpt-judge', concurrency: 8, retry_delay: 0.005, timeout: 1 };
+  // Soon where some answers never come; else so late that a slow machine asks nothing twice.
+  const timeout = server.options.chaos ? 1 : 60;
+  const judge = { base_url: server.url, model: 'gpt-judge', concurrency: 8, retry_delay: 0.005, timeout };
   const own = (values.judge ?? {}) as object;
   const file = path(`run-${runs}.yaml`);
   writeFileSync(file, JSON.stringify({ output_dir: out, ...values, judge: { ...judge, ...own } })); // JSON is YAML
@@ -401,4 +403,94 @@ describe('MT-Bench', () => {
     });
     expect(await fail(['evaluate', '--config', same.file], 1)).toMatch(/both models have the name "a"/);
   });
+});
+
+describe('a judge that fails in every way', () => {
+  /** Statuses, and answers that are cut, closed, refused or without what is needed: each is drawn often enough to occur. */
+  const chaos = { share: 0.3, seed: 21 };
+  const ids = Array.from({ length: 8 }, (_, i) => i);
+  const arenaAnswers = (file: string, model_id: string) =>
+    lines(
+      file,
+      ids.map((i) => ({ question_id: `q${i}`, model_id, choices: [{ turns: [{ content: `${model_id} ${i}` }] }] })),
+    );
+  const mtAnswers = (file: string, model_id: string) =>
+    lines(
+      file,
+      ids.map((i) => ({
+        question_id: i,
+        model_id,
+        choices: [{ turns: [`${model_id} ${i} one`, `${model_id} ${i} two`] }],
+      })),
+    );
+  const prompt = (name: string) => ({
+    name,
+    system_prompt: 'rate',
+    prompt_template: '{question_1} {answer_1} {answer_2}',
+  });
+
+  const BENCHMARKS = {
+    alpaca_eval: { values: () => ALPACA, questions: COUNT - 1 },
+    arena_hard: {
+      values: () => ({
+        benchmark: 'arena_hard',
+        questions: lines(
+          'faults-questions.jsonl',
+          ids.map((i) => ({ question_id: `q${i}`, turns: [{ content: `why ${i}?` }] })),
+        ),
+        baseline_answers: arenaAnswers('faults-base.jsonl', 'base'),
+        answers: arenaAnswers('faults-mine.jsonl', 'mine'),
+        judge_config: lines('faults.yaml', [
+          { system_prompt: 'judge', prompt_template: ['{question_1} A: {answer_1} B: {answer_2}'] },
+        ]),
+      }),
+      questions: 2 * ids.length,
+    },
+    mt_bench: {
+      values: () => ({
+        benchmark: 'mt_bench',
+        questions: lines(
+          'faults-mt.jsonl',
+          ids.map((i) => ({ question_id: i, category: 'writing', turns: [`write ${i}`, 'again'] })),
+        ),
+        answers: mtAnswers('faults-mt-mine.jsonl', 'mine'),
+        judge_prompts: lines('faults-prompts.jsonl', [prompt('single-v1'), prompt('single-v1-multi-turn')]),
+      }),
+      questions: 2 * ids.length,
+    },
+  };
+  /** By the text of the question alone; a refusal in words has no verdict. */
+  const text = ({ body }: Seen) => {
+    const { content } = body.messages[1]!;
+    if (content.includes(' 4')) return 'I cannot judge this.';
+    return content.includes('A:') ? `[[${['A>>B', 'B>A', 'A=B'][content.length % 3]}]]` : '[[7]]';
+  };
+  /** What a run came to, without its times. */
+  const outcome = (out: string) =>
+    readJsonLines<JudgedRow<unknown>>(`${out}/judgments.jsonl`)
+      .map(({ prompt_id, verdict, failure }) => ({ prompt_id, verdict, failure }))
+      .sort((a, b) => a.prompt_id.localeCompare(b.prompt_id));
+
+  it.each(Object.entries(BENCHMARKS))(
+    '%s: killed, ends with the judgments of a judge without faults, and none is made twice',
+    async (_, { values, questions }) => {
+      const good = await serve({ more: logprobs, text });
+      const whole = runFile(good, values());
+      const expected = JSON.parse((await succeed(['evaluate', '--config', whole.file, '--json'])).stdout);
+      const bad = await serve({ more: logprobs, text, chaos, latency: 5 });
+      const { file, out } = runFile(bad, { ...values(), judge: { concurrency: 3, max_retries: 40 } });
+      const judged = () =>
+        existsSync(`${out}/judgments.jsonl.part`) ? readJsonLines(`${out}/judgments.jsonl.part`).length : 0;
+      const child = start(['evaluate', '--config', file]);
+      expect(await child.until(() => judged() >= questions / 3)).toBe(true);
+      await child.kill();
+      const found = JSON.parse((await succeed(['evaluate', '--config', file, '--json'])).stdout);
+      expect(found).toEqual(expected);
+      expect(outcome(out)).toEqual(outcome(whole.out));
+      expect(outcome(out)).toHaveLength(questions);
+      // What was under way when it was killed was not written, and is all that was answered again.
+      expect(bad.answered - good.answered).toBeLessThanOrEqual(2 * 3);
+    },
+    120_000,
+  );
 });

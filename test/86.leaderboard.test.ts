@@ -1,5 +1,5 @@
 /** The Open LLM Leaderboard's tasks against lm-evaluation-harness on the same tiny model (fixtures/evaluate/make_lm_eval.py). */
-import { writeFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { encodeRequests, groupSequences, logLikelihoods, type Sequence } from '../lib/evaluate/loglikelihood.ts';
@@ -13,6 +13,7 @@ import {
   scoreSolution,
   TASKS,
 } from '../lib/evaluate/tasks.ts';
+import { readExamples } from '../lib/evaluate/truthfulqa.ts';
 import { Tokenizer } from '../lib/text/tokenizer.ts';
 import { randomIds, randomOf, tinyModel } from './support.ts';
 import { expectFailure, FIXTURES, fail, readJson, scratchDirectory, succeed } from './training.ts';
@@ -37,10 +38,9 @@ describe('lm-evaluation-harness', () => {
     const { stdout } = await succeed(['evaluate', '--config', runFile(), '--json']);
     const { results, average, ...layout } = JSON.parse(stdout);
     const expected = readJson(join(HARNESS, 'expected.json'));
-    // MMLU's four fields are sums of subjects that nothing here asks for.
-    const keys = Object.keys(expected).filter((key) => key in results);
-    expect(keys.filter((key) => NAMES.includes(key)).sort()).toEqual([...NAMES].sort());
-    expect(keys).toHaveLength(6 + 57);
+    const keys = Object.keys(expected);
+    expect(Object.keys(results).sort()).toEqual(keys.sort());
+    expect(keys).toHaveLength(6 + 4 + 57);
     for (const key of keys) {
       for (const [metric, value] of Object.entries(expected[key] as Record<string, number>)) {
         expect(Math.abs(results[key][metric] - value), `${key} ${metric}`).toBeLessThan(1e-6);
@@ -48,9 +48,15 @@ describe('lm-evaluation-harness', () => {
     }
     expect(layout).toMatchObject({
       'n-shot': { arc_challenge: 25, mmlu: 5 },
-      'n-samples': { mmlu: 114 },
-      versions: { gsm8k: 3 },
+      'n-samples': { mmlu_anatomy: { original: 2, effective: 2 }, gsm8k: { original: 12, effective: 12 } },
+      versions: { gsm8k: 3, mmlu_anatomy: 1, mmlu: '2' },
+      higher_is_better: { mmlu_stem: { acc: true }, gsm8k: { exact_match: true } },
+      groups: { mmlu_social_sciences: { alias: 'social sciences', sample_len: 24 } },
     });
+    expect(results.mmlu_anatomy).toMatchObject({ name: 'mmlu_anatomy', alias: 'anatomy', sample_len: 2 });
+    expect(Object.keys(layout.groups)).toHaveLength(5);
+    expect(layout.group_subtasks.mmlu).toHaveLength(4);
+    expect(layout.group_subtasks.mmlu_stem).toContain('mmlu_anatomy');
     const six = ['arc_challenge', 'hellaswag', 'mmlu', 'truthfulqa_mc2', 'winogrande'].map((name) => {
       return results[name][`${TASKS[name]!.metric},none`];
     });
@@ -61,6 +67,10 @@ describe('lm-evaluation-harness', () => {
     const run = (values: object) => fail(['evaluate', '--config', runFile(values)], 1);
     expect(await run({ tasks: ['arc'] })).toMatch(/no task "arc"; there is arc_challenge/);
     expect(await run({ truthfulqa_prompt: null })).toMatch(/truthfulqa_mc2 needs truthfulqa_prompt/);
+    writeFileSync(path('task.yaml'), 'doc_to_text: "{{question}}"\n');
+    expect(await run({ truthfulqa_prompt: path('task.yaml') })).toMatch(
+      /task.yaml: expected a task file of TruthfulQA/,
+    );
     writeFileSync(
       path('test.jsonl'),
       '{"question": "why?", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "B"}\n',
@@ -79,6 +89,19 @@ describe('lm-evaluation-harness', () => {
     expect(await run({ tasks: ['arc_challenge'], data: { arc_challenge: path() } })).toMatch(
       /the split "train": expected at least 25 examples, found 1/,
     );
+  });
+});
+
+describe("TruthfulQA's prompt", () => {
+  it("comes from a text file or from the harness's task file, and is told apart from the harness's own", () => {
+    const text = readFileSync(join(HARNESS, 'truthfulqa_prompt.txt'), 'utf8').trim();
+    expect(readExamples(join(HARNESS, 'truthfulqa_prompt.txt'))).toEqual({ text, isOfficial: false });
+    // As the harness's file is written, with its folded lines and what it has beside the prompt.
+    const folded = text.replaceAll('\n', '\\n\\\n  ');
+    const rest = "'%}\\\n  {{prompt_qa + '\\n\\nQ: ' + question + '\\nA:'}}\"\nprocess: !function utils.of\n";
+    writeFileSync(path('mc1.yaml'), `doc_to_text: "\\\n  {% set prompt_qa = '\\\n  ${folded}\\\n  ${rest}`);
+    writeFileSync(path('mc2.yaml'), 'include: mc1.yaml\ntask: truthfulqa_mc2\n');
+    for (const name of ['mc1', 'mc2']) expect(readExamples(path(`${name}.yaml`)).text).toBe(text);
   });
 });
 

@@ -126,7 +126,7 @@ describe('a fusion', () => {
     expect(words).toContain('1 without one (no source answer)');
     expect(words).toContain('train/dpo 2026-01-02 03:03:00 40 s 286 MiB');
     expect(words).toContain('(3800 characters more)');
-    expect(words).toContain('wrpo −2.650 −3.450 −3.650 1.000 1.000');
+    expect(words).toContain('wrpo −2.650 ± 0.206 −3.450 ± 0.206 −3.650 ± 0.206 1.000 ± 0.000 1.000');
   });
 
   it('has Fig. 1 and Fig. 3, and runs beside each other', () => {

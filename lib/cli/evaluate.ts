@@ -1,6 +1,7 @@
 /** `wrpo evaluate`: a benchmark, by its run file. */
 import { WrpoError } from '../errors.js';
 import { type EvaluationConfig, resolveEvaluation } from '../evaluate/config.js';
+import type { TaskResult } from '../evaluate/harness-results.js';
 import { evaluateJudged } from '../evaluate/run.js';
 import { evaluateLeaderboard } from '../evaluate/run-leaderboard.js';
 import type { Results } from '../evaluate/work.js';
@@ -52,5 +53,17 @@ function described(results: Results): string {
       const text = typeof one === 'number' && !Number.isInteger(one) ? one.toFixed(4) : String(one);
       return [[`${before}${key}`, text]];
     });
-  return table(rows(results));
+  if (results.benchmark !== 'open_llm_leaderboard') return table(rows(results));
+  // What else its file holds says nothing to a reader.
+  const {
+    benchmark,
+    model,
+    average,
+    seconds,
+    results: all,
+  } = results as Results & { results: Record<string, TaskResult> };
+  const numbers = Object.entries(all).map(([key, { name: _, alias: __, ...one }]) => [key, one]);
+  return table(
+    rows({ benchmark, model, ...Object.fromEntries(numbers), ...(average !== undefined && { average }), seconds }),
+  );
 }

@@ -21,6 +21,8 @@ export async function logprobs(options: {
   split?: string;
   revision?: string;
   dtype: string;
+  /** The numbers of tokens as well, as `logps.jsonl` of a fusion has them. */
+  lengths?: boolean;
   output?: string;
 }): Promise<void> {
   const dtype = readDtype(options.dtype);
@@ -42,7 +44,12 @@ export async function logprobs(options: {
       for (const { roles, rows } of slices) {
         for (const part of splitMicrobatches(rows, roles, MICROBATCH_TOKENS)) {
           const values = await logProbsOf(model, part, roles, true);
-          await write(values.map((value) => `${JSON.stringify(value)}\n`).join(''));
+          const lines = values.map((value, i) => {
+            const lengthOf = (role: Role) => [role, part[i]!.responses[role]!.length];
+            const lengths = options.lengths && { lengths: Object.fromEntries(roles.map(lengthOf)) };
+            return `${JSON.stringify({ ...value, ...lengths })}\n`;
+          });
+          await write(lines.join(''));
         }
       }
     });

@@ -54,6 +54,7 @@ program
   .option('--split <name>', 'of data that have splits (default: "train")')
   .option('--revision <name>', 'of a data set on the hub: a branch, a tag or a commit')
   .option('--dtype <dtype>', 'float32, bfloat16, float64 or auto', 'float32')
+  .option('--lengths', 'the numbers of tokens as well')
   .option('--output <file>', 'where to write; default: standard output')
   .action(async (options) => {
     const { logprobs } = await import('./logprobs.js');
@@ -221,8 +222,10 @@ program
   .command('tables')
   .summary("the paper's tables over finished runs")
   .description("the paper's tables and figures over finished runs, evaluations and fusions, as text")
-  .argument('<dir...>', 'directories of runs; evaluations below a run belong to it')
+  .argument('<dir...>', 'directories of runs, fusions, or of several; evaluations below a run belong to it')
   .option('--csv <dir>', 'write a CSV file a table as well')
+  .option('--html <file>', 'write them as one page as well')
+  .option('--weights <file>', "models to compare with on AlpacaEval: saved weights, in the public tool's CSV")
   .option('--json', 'print JSON')
   .action(async (directories, options) => {
     const { tables } = await import('./tables.js');

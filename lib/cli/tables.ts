@@ -1,23 +1,44 @@
 /** `wrpo tables`: the paper's tables and figures over finished runs. */
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { writeCsv } from '../evaluate/csv.js';
-import { readRun, tablesOf } from '../evaluate/tables.js';
+import { weightsIn } from '../evaluate/alpaca-eval.js';
+import { cellText, recordsOf, withoutGaps } from '../evaluate/cells.js';
+import { readCsv, writeCsv } from '../evaluate/csv.js';
+import { readFinished } from '../evaluate/runs.js';
+import { tablesOf } from '../evaluate/tables.js';
+import { writeTables } from '../report/report.js';
 import { table } from './fusion.js';
 import { say } from './say.js';
 import { writeOut } from './stdout.js';
 
-export async function tables(directories: string[], { csv, json }: { csv?: string; json?: boolean }): Promise<void> {
-  const all = tablesOf(directories.map(readRun));
+export interface TablesCommand {
+  /** A directory for a CSV file a table. */
+  csv?: string;
+  html?: string;
+  /** A CSV file of AlpacaEval's saved weights: models to compare with. */
+  weights?: string;
+  json?: boolean;
+}
+
+export async function tables(directories: string[], { csv, html, weights, json }: TablesCommand): Promise<void> {
+  const saved =
+    weights === undefined ? [] : readCsv(weights).map((row) => [row['']!, weightsIn(row, weights)] as const);
+  const all = tablesOf(readFinished(directories), new Map(saved));
   if (csv !== undefined) {
     mkdirSync(csv, { recursive: true });
-    for (const { title, columns, rows } of all) {
-      const name = `${title.replace(/ \(.*/, '').toLowerCase().replaceAll(' ', '-')}.csv`;
-      const records = rows.map((row) => Object.fromEntries(columns.map((column, i) => [column, row[i]])));
-      writeCsv(join(csv, name), columns, records);
-      say(join(csv, name));
+    for (const one of all) {
+      const file = join(csv, `${one.title.replace(/ \(.*/, '').toLowerCase().replace(/\W+/g, '-')}.csv`);
+      const { columns, records } = recordsOf(one);
+      writeCsv(file, columns, records);
+      say(file);
     }
   }
-  const text = all.map(({ title, columns, rows }) => `${title}\n${table([columns, ...rows])}`).join('\n');
-  await writeOut(json ? `${JSON.stringify(all)}\n` : text);
+  if (html !== undefined) {
+    writeTables(all, html);
+    say(html);
+  }
+  const texts = all.map(withoutGaps).map(({ title, columns, rows }) => {
+    return `${title}\n${table([columns, ...rows.map((row) => row.map(cellText))])}`;
+  });
+  await writeOut(json ? `${JSON.stringify(all)}\n` : texts.join('\n'));
 }

@@ -12,6 +12,7 @@ import { PythonRandom } from './python-random.js';
 import {
   type ChosenFit,
   deviation,
+  FOLDS,
   fitCrossValidated,
   mean,
   type SoftRow,
@@ -224,6 +225,8 @@ export function lengthControlled(
   const differences = rows.map(({ lengths: [first, second] }) => first - second);
   const sd = deviation(differences);
   if (!(sd > 0)) throw new WrpoError('ERR_DATA', 'length control needs answers of different lengths');
+  const judged = rows.filter(({ preference }) => preference !== null).length;
+  if (judged < FOLDS) throw new WrpoError('ERR_DATA', `length control needs ${FOLDS} judged rows, found ${judged}`);
   const features = (x1: number, x2: number, x3: number) => (isMinimal ? [x1, x3] : [x1, x2, x3]);
   const difficulty = (index: number) => (isMinimal ? 0 : data!.difficulty[index]!);
   const gamed =
@@ -258,11 +261,26 @@ export function lengthControlled(
 /** Weights of a GLM by feature, a row of a saved weights file. */
 export type GlmWeights = Record<(typeof FEATURES)[number], number>;
 
-/** The length-controlled win rate, in percent, of a model against any other (by default the baseline, all zeros). */
-export function pairwiseRate(difficulty: readonly number[], model: GlmWeights, other?: GlmWeights): number {
+/** Of a row of a saved weights file. Throws ERR_DATA naming the file. */
+export const weightsIn = (row: Record<string, string>, file: string): GlmWeights =>
+  Object.fromEntries(FEATURES.map((name) => [name, numberIn(row, name, `${file}, "${row['']}"`)])) as GlmWeights;
+
+/** In an evaluation's directory, beside `weights.csv`. */
+export const DIFFICULTY = 'instruction_difficulty.csv';
+
+/** A model's length-controlled preference over any other (by default the baseline, all zeros), of each instruction. */
+export function pairwisePreferences(
+  difficulty: readonly number[],
+  model: GlmWeights,
+  other?: GlmWeights,
+): readonly number[] {
   const [, slope, bias] = FEATURES.map((name) => model[name] - (other?.[name] ?? 0)) as [number, number, number];
-  return 100 * mean(difficulty.map((value) => sigmoid(bias + slope * value)));
+  return difficulty.map((value) => sigmoid(bias + slope * value));
 }
+
+/** The mean of `pairwisePreferences`: a length-controlled win rate, in percent. */
+export const pairwiseRate = (difficulty: readonly number[], model: GlmWeights, other?: GlmWeights): number =>
+  100 * mean(pairwisePreferences(difficulty, model, other));
 
 /** Whether length control changed a rate by so much that its fit may have failed. */
 export const isExtremeChange = (rate: number, controlled: number): boolean =>

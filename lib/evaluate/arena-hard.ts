@@ -7,7 +7,16 @@ import type { Message } from '../data/preferences.js';
 import { fault } from '../data/rows.js';
 import { type Choice, type Question, type Reader, textOf } from './judge.js';
 import { PythonRandom } from './python-random.js';
-import { bootstrap, bradleyTerry, deviation, eloOf, fitRidge, mean, quantile, sigmoid } from './statistics.js';
+import {
+  bootstrap,
+  bradleyTerry,
+  eloOf,
+  fitRidge,
+  mean,
+  populationDeviation,
+  quantile,
+  sigmoid,
+} from './statistics.js';
 
 /** Which rules count: those of v0.1, or those of the repository since v2. */
 export type Rules = 'v0.1' | 'v2';
@@ -202,8 +211,11 @@ export interface StyledGames {
 }
 
 /**
- * The win rate, in percent, at equal style: a ridge logistic regression of the battles on the model (ln 10) and on four
- * style features, (a - b)/(a + b + 1) standardised over the battles, predicted with these at zero.
+ * The win rate, in percent, at equal style: a logistic regression of the battles, each counted twice, on a rating of the
+ * model and one of the baseline (ln 10, with either sign) and on four style features, (a - b)/(a + b + 1) standardised over
+ * the battles, with a ridge of strength 1 on all weights; predicted with the style features at zero. The public tool fits
+ * all models of its directory together, which share the weights of style. Source: arena-hard-auto,
+ * `construct_style_matrices`.
  */
 export function styleControlled(all: readonly StyledGames[], rules: Rules = 'v0.1'): number {
   const battles = all.flatMap(({ games, baseline, model }) =>
@@ -213,14 +225,15 @@ export function styleControlled(all: readonly StyledGames[], rules: Rules = 'v0.
     })),
   );
   const columns = [0, 1, 2, 3].map((k) => battles.map(({ style }) => style[k]!));
-  const scales = columns.map((values) => ({ centre: mean(values), sd: deviation(values) }));
+  const scales = columns.map((values) => ({ centre: mean(values), sd: populationDeviation(values) }));
   const rows = battles.map(({ won, style }) => ({
-    weight: 2, // the public tool counts every battle twice, once for each side of a tie
+    weight: 2,
     features: [
-      Math.LN10,
+      ...[Math.LN10, -Math.LN10],
       ...style.map((value, k) => (scales[k]!.sd > 0 ? (value - scales[k]!.centre) / scales[k]!.sd : 0)),
     ],
     target: won,
   }));
-  return 100 * sigmoid(fitRidge(rows)[0]! * Math.LN10);
+  const [model, baseline] = fitRidge(rows) as [number, number];
+  return 100 * sigmoid((model - baseline) * Math.LN10);
 }

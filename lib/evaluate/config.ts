@@ -87,7 +87,7 @@ const SCHEMAS = {
     data: z.record(z.string(), z.string()),
     /** Default: those of `data`. */
     tasks: z.array(z.string()).min(1).optional(),
-    /** A text file with the six questions and answers of TruthfulQA's prompt. */
+    /** `truthfulqa_mc1.yaml` of lm-evaluation-harness, or a text file with the six questions and answers of its prompt. */
     truthfulqaPrompt: z.string().optional(),
     /** Tokens that go through the model at a time. */
     microbatchTokens: count.default(4096),

@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { WrpoError } from '../errors.js';
 import * as alpaca from './alpaca-eval.js';
 import type { AlpacaConfig } from './config.js';
-import { readCsv } from './csv.js';
+import { readCsv, writeCsv } from './csv.js';
 import type { JudgedRow, Question } from './judge.js';
 import {
   addToTable,
@@ -58,7 +58,7 @@ export async function evaluateAlpaca(config: AlpacaConfig, options: RunOptions):
   );
   writeJson(join(outputDir, 'annotations.json'), rows);
   const summary = alpaca.summarise(rows);
-  const controlled = lengthControl(config, rows, all.length, options);
+  const { fits: controlled, difficulty } = lengthControl(config, rows, all.length, options);
   const best = controlled[0];
   if (best && alpaca.isExtremeChange(summary.win_rate, best.length_controlled_winrate)) {
     options.say(
@@ -84,6 +84,9 @@ export async function evaluateAlpaca(config: AlpacaConfig, options: RunOptions):
       alpaca.FEATURES.map((feature, j) => [feature, official.fit.weights[j]!.toFixed(16)]),
     );
     addToTable(join(outputDir, 'weights.csv'), model, alpaca.FEATURES, weights);
+    // What the weights mean depends on it; with it they can be compared with any other model's.
+    const numbered = difficulty.map((value, i) => ({ '': i, instruction_difficulty: value }));
+    writeCsv(join(outputDir, alpaca.DIFFICULTY), ['', 'instruction_difficulty'], numbered);
   }
   const variants = controlled.map(({ variant, length_controlled_winrate, lc_standard_error }) => [
     variant,
@@ -120,13 +123,13 @@ async function alpacaOutputs(
   return [outputs, path];
 }
 
-/** The variants that the files at hand allow, the public one first. */
+/** The variants that the files at hand allow, the public one first, and the difficulties that they are fitted to. */
 function lengthControl(
   config: AlpacaConfig,
   rows: alpaca.Annotation[],
   count: number,
   { say }: RunOptions,
-): alpaca.LengthControlled[] {
+): { fits: alpaca.LengthControlled[]; difficulty: readonly number[] } {
   const table = (path: string | undefined) => (path === undefined ? undefined : readCsv(path));
   const [gamed, difficulty] = [table(config.gamed), table(config.difficulty)];
   const data = gamed || difficulty ? alpaca.readGlmData(gamed, difficulty, count) : undefined;
@@ -138,11 +141,15 @@ function lengthControl(
   if (gamed) variants.unshift('length_controlled_v1');
   else
     say('without the file gamed (df_gamed.csv) there is no length_controlled_v1: the rates beside it have other names');
+  const difficulties = data?.difficulty ?? [];
   try {
-    return variants.map((variant) => alpaca.lengthControlled(lengths, data, variant));
+    return {
+      fits: variants.map((variant) => alpaca.lengthControlled(lengths, data, variant)),
+      difficulty: difficulties,
+    };
   } catch (error) {
     if (!(error instanceof WrpoError)) throw error;
     say(`no length-controlled win rate: ${error.message}`);
-    return [];
+    return { fits: [], difficulty: difficulties };
   }
 }

@@ -1,15 +1,16 @@
 /** The Open LLM Leaderboard's tasks by a model of this process; results as lm-evaluation-harness writes them. */
-import { mkdirSync, readFileSync } from 'node:fs';
+import { mkdirSync } from 'node:fs';
 import { basename, join, resolve } from 'node:path';
-import { fault, readFault } from '../data/rows.js';
+import { fault } from '../data/rows.js';
 import { readSource } from '../data/source.js';
 import { WrpoError } from '../errors.js';
 import { Model } from '../model/model.js';
 import type { Tokenizer } from '../text/tokenizer.js';
 import { locate, requireTokenizer, sourceOf } from '../train/prepare.js';
 import type { LeaderboardConfig } from './config.js';
+import { harnessResults, reportedMetric, type ScoredTask, type Scores } from './harness-results.js';
 import { encodeRequests, logLikelihoods, type Request } from './loglikelihood.js';
-import { mean, pooled, standardError } from './statistics.js';
+import { mean } from './statistics.js';
 import {
   ANSWER_TOKENS,
   type Doc,
@@ -22,10 +23,8 @@ import {
   type Task,
   type TaskTexts,
 } from './tasks.js';
+import { readExamples } from './truthfulqa.js';
 import { type Results, type RunOptions, writeJson } from './work.js';
-
-/** Metrics by name with the filter that made them (`acc,none`), and their errors (`acc_stderr,none`). */
-export type TaskResult = Record<string, number | string>;
 
 /** A row with everything that stands before its context. */
 interface Asked {
@@ -34,46 +33,45 @@ interface Asked {
   where: string;
 }
 
+interface AskedTask {
+  rows: Asked[];
+  /** Rows that there are of each group, asked or not. */
+  sizes: ReadonlyMap<string | undefined, number>;
+}
+
 /** Evaluates and writes `results.json`. Throws ERR_CONFIG for a task that is none, ERR_DATA for rows that are none. */
 export async function evaluateLeaderboard(config: LeaderboardConfig, options: RunOptions): Promise<Results> {
   const { say, signal } = options;
   const tasks = namedTasks(config);
-  const texts = textsOf(config, tasks);
-  const asked = new Map<string, Asked[]>();
+  const texts = textsOf(config, tasks, say);
+  const asked = new Map<string, AskedTask>();
   for (const [name, task] of tasks) asked.set(name, await readTask(name, task, config, texts, say));
   const directory = await locate(config.model, { say });
   const source = await sourceOf(directory, { say });
   const tokenizer = await requireTokenizer(source);
   const model = await Model.load(directory, { dtype: config.dtype, baseModel: source.baseDirectory });
   const maxLength = config.maxLength ?? source.config.maxPositions;
-  const results: Record<string, TaskResult> = {};
+  const scored = new Map<string, ScoredTask>();
   const seconds: Record<string, number> = {};
-  const samples: Record<string, number> = {};
   try {
     for (const [name, task] of tasks) {
       const began = performance.now();
-      const rows = asked.get(name)!;
+      const { rows, sizes } = asked.get(name)!;
       const run = { model, tokenizer, maxLength, microbatchTokens: config.microbatchTokens, signal };
       options.onOpen?.(rows.length);
       const scores = task.kind === 'generation' ? await solve(rows, run) : await choose(task, rows, run);
       for (const _ of rows) options.onJudged?.();
-      Object.assign(results, resultsOf(name, rows, scores));
+      scored.set(name, { task, docs: rows.map(({ doc }) => doc), scores, sizes });
       seconds[name] = (performance.now() - began) / 1000;
-      samples[name] = rows.length;
     }
   } finally {
     await model.close();
   }
   const names = [...tasks.keys()];
-  const reported = names.map((name) => {
-    const { metric } = TASKS[name]!;
-    return results[name]![metric === 'exact_match' ? 'exact_match,strict-match' : `${metric},none`] as number;
-  });
+  const layout = harnessResults(scored);
+  const reported = names.map((name) => layout.results[name]![reportedMetric(TASKS[name]!)] as number);
   const all: Results = {
-    ...{ benchmark: 'open_llm_leaderboard', model: basename(resolve(directory)), results },
-    versions: Object.fromEntries(names.map((name) => [name, TASKS[name]!.version])),
-    'n-shot': Object.fromEntries(names.map((name) => [name, TASKS[name]!.shots])),
-    'n-samples': samples,
+    ...{ benchmark: 'open_llm_leaderboard', model: basename(resolve(directory)), ...layout },
     config: {
       model: 'wrpo',
       model_args: { pretrained: config.model, dtype: config.dtype, max_length: maxLength },
@@ -100,17 +98,20 @@ function namedTasks({ tasks, data }: LeaderboardConfig): Map<string, Task> {
   );
 }
 
-function textsOf({ truthfulqaPrompt: path }: LeaderboardConfig, tasks: ReadonlyMap<string, Task>): TaskTexts {
+function textsOf(
+  { truthfulqaPrompt: path }: LeaderboardConfig,
+  tasks: ReadonlyMap<string, Task>,
+  say: RunOptions['say'],
+): TaskTexts {
   if (!tasks.has('truthfulqa_mc2')) return {};
   if (path === undefined) {
-    const what = 'a file with the six questions and answers that stand before every question';
-    throw new WrpoError('ERR_CONFIG', `truthfulqa_mc2 needs truthfulqa_prompt, ${what}`);
+    const what = "truthfulqa_mc1.yaml of lm-evaluation-harness, or a text file with the prompt's questions and answers";
+    throw new WrpoError('ERR_CONFIG', `truthfulqa_mc2 needs truthfulqa_prompt: ${what}`);
   }
-  try {
-    return { truthfulqaPrompt: readFileSync(path, 'utf8').trim() };
-  } catch (cause) {
-    throw readFault(path, cause);
-  }
+  const { text, isOfficial } = readExamples(path);
+  if (!isOfficial)
+    say(`${path} has not the questions and answers of lm-evaluation-harness: truthfulqa_mc2 is another task`);
+  return { truthfulqaPrompt: text };
 }
 
 async function readTask(
@@ -119,7 +120,7 @@ async function readTask(
   { data, limit }: LeaderboardConfig,
   texts: TaskTexts,
   say: RunOptions['say'],
-): Promise<Asked[]> {
+): Promise<AskedTask> {
   const docsOf = async (split: string) => {
     const docs: { doc: Doc; where: string }[] = [];
     const onFault = (error: unknown): never => {
@@ -134,20 +135,21 @@ async function readTask(
   const all = await docsOf(task.split);
   if (all.length === 0) throw fault(data[name]!, `holds no rows of ${name}`);
   // The first of each group; few-shot examples are drawn for these alone.
-  const taken = new Map<string | undefined, number>();
-  const rows = all.filter(({ doc: { group } }) => {
-    taken.set(group, (taken.get(group) ?? 0) + 1);
-    return limit === undefined || taken.get(group)! <= limit;
+  const sizes = new Map<string | undefined, number>();
+  const taken = all.filter(({ doc: { group } }) => {
+    sizes.set(group, (sizes.get(group) ?? 0) + 1);
+    return limit === undefined || sizes.get(group)! <= limit;
   });
   // Neighbours that begin alike are computed together.
   if (task.drawn === 'first')
-    rows.sort((a, b) => (a.doc.group! < b.doc.group! ? -1 : Number(a.doc.group! > b.doc.group!)));
+    taken.sort((a, b) => (a.doc.group! < b.doc.group! ? -1 : Number(a.doc.group! > b.doc.group!)));
   const before = preambles(
     task,
-    rows.map(({ doc }) => doc),
+    taken.map(({ doc }) => doc),
     shots,
   );
-  return rows.map(({ doc, where }, i) => ({ doc, preamble: before[i]!, where: `${name}: ${where}` }));
+  const rows = taken.map(({ doc, where }, i) => ({ doc, preamble: before[i]!, where: `${name}: ${where}` }));
+  return { rows, sizes };
 }
 
 interface Run {
@@ -158,13 +160,11 @@ interface Run {
   signal?: AbortSignal;
 }
 
-type Scores = Record<string, number>[];
-
 async function choose(
   task: Task,
   rows: readonly Asked[],
   { model, tokenizer, maxLength, microbatchTokens, signal }: Run,
-): Promise<Scores> {
+): Promise<Scores[]> {
   const requests = rows.flatMap(({ doc, preamble, where }) =>
     doc.continuations.map(
       (continuation, i): Request => ({ context: preamble + doc.contexts[i]!, continuation: ` ${continuation}`, where }),
@@ -175,7 +175,7 @@ async function choose(
   return rows.map(({ doc }) => scoreChoices(task, doc, sums.splice(0, doc.continuations.length)));
 }
 
-async function solve(rows: readonly Asked[], { model, tokenizer, maxLength, signal }: Run): Promise<Scores> {
+async function solve(rows: readonly Asked[], { model, tokenizer, maxLength, signal }: Run): Promise<Scores[]> {
   const room = maxLength - ANSWER_TOKENS;
   if (room < 1)
     throw new WrpoError(
@@ -187,7 +187,7 @@ async function solve(rows: readonly Asked[], { model, tokenizer, maxLength, sign
     { addSpecialTokens: true },
   );
   const prompts = ids.map((one) => ({ ids: one.slice(-room), seeds: [0] }));
-  const scores: Scores = [];
+  const scores: Scores[] = [];
   for await (const { samples } of model.generate(prompts, {
     temperature: 0,
     maxTokens: ANSWER_TOKENS,
@@ -198,34 +198,4 @@ async function solve(rows: readonly Asked[], { model, tokenizer, maxLength, sign
     scores.push(scoreSolution(rows[scores.length]!.doc, samples[0]!.text!));
   }
   return scores;
-}
-
-/** Means and errors of a task; of one with groups, also of these, whose sizes weight them. */
-function resultsOf(name: string, rows: readonly Asked[], scores: Scores): Record<string, TaskResult> {
-  const groups = new Map<string, number[]>();
-  for (const [i, { doc }] of rows.entries()) {
-    const key = doc.group === undefined ? name : `${name}_${doc.group}`;
-    groups.set(key, [...(groups.get(key) ?? []), i]);
-  }
-  const results: Record<string, TaskResult> = {};
-  const spell = (metric: string) => (metric.includes(',') ? metric : `${metric},none`);
-  const errorOf = (metric: string) => spell(metric).replace(',', '_stderr,');
-  const metrics = Object.keys(scores[0]!);
-  for (const [key, members] of groups) {
-    const entries = metrics.flatMap((metric) => {
-      const values = members.map((i) => scores[i]![metric]!);
-      return [
-        [spell(metric), mean(values)],
-        [errorOf(metric), standardError(values)],
-      ];
-    });
-    results[key] = { alias: key, ...Object.fromEntries(entries) };
-  }
-  if (results[name]) return results;
-  const [metric] = metrics as [string];
-  const parts = [...groups].map(([key, { length: size }]) => {
-    return { value: results[key]![spell(metric)] as number, stderr: results[key]![errorOf(metric)] as number, size };
-  });
-  const { value, stderr } = pooled(parts);
-  return { [name]: { alias: name, [spell(metric)]: value, [errorOf(metric)]: stderr }, ...results };
 }

@@ -15,6 +15,10 @@ export function deviation(values: readonly number[]): number {
   return Math.sqrt(values.reduce((sum, value) => sum + (value - centre) ** 2, 0) / (values.length - 1));
 }
 
+/** With n in the denominator, as numpy's `std`. */
+export const populationDeviation = (values: readonly number[]): number =>
+  deviation(values) * Math.sqrt((values.length - 1) / values.length);
+
 /** Of the mean: deviation / sqrt(n). */
 export const standardError = (values: readonly number[]): number => deviation(values) / Math.sqrt(values.length);
 
@@ -137,7 +141,8 @@ export function fitLasso(rows: readonly SoftRow[], c: number): number[] {
 
 /** numpy.logspace(-4, 4, 10). */
 export const STRENGTHS: readonly number[] = Array.from({ length: 10 }, (_, i) => 10 ** (-4 + (8 * i) / 9));
-const FOLDS = 5;
+/** Of the cross-validation; fewer rows cannot be fitted. */
+export const FOLDS = 5;
 
 export interface ChosenFit {
   weights: number[];

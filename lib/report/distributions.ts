@@ -1,8 +1,8 @@
 /** How scores, lengths and log-probs of a fusion's responses are distributed, as charts for `page/charts.js`. */
-import { compareSamples } from '../evaluate/analyses.js';
-import { mean, quantile } from '../evaluate/statistics.js';
+import { type LogProbRow, perToken } from '../evaluate/analyses.js';
+import { quantile } from '../evaluate/statistics.js';
 import { type Chart, ROLE_COLOURS, ROLE_NAMES, rounded, type Series } from './curves.js';
-import { type LogProbRow, QUADRUPLE_ROLES, type Quadruple } from './read.js';
+import { QUADRUPLE_ROLES, type Quadruple } from './read.js';
 
 const BINS = 30;
 /** Of the values on either side, what lies beyond the axis and is counted in its last bin. */
@@ -45,22 +45,6 @@ export function logProbCharts(rows: readonly LogProbRow[]): Chart[] {
     return histogram(model, 'log-prob per token, nats', samples, range);
   });
 }
-
-/** Fig. 1 in numbers: means of each role, and how far y_ws lies from y_l. */
-export function logProbSummary(rows: readonly LogProbRow[]) {
-  return modelsOf(rows).map(([model, own]) => {
-    const [ws, wt, l] = QUADRUPLE_ROLES.map((role) => own.map((row) => perToken(row, role)));
-    const { means, difference, wasserstein } = compareSamples(ws!, l!);
-    return {
-      model,
-      means: { source_chosen: means[0]!, target_chosen: mean(wt!), rejected: means[1]! },
-      difference,
-      wasserstein,
-    };
-  });
-}
-
-const perToken = (row: LogProbRow, role: (typeof QUADRUPLE_ROLES)[number]): number => row[role] / row.lengths[role];
 
 /** The rows of each model, in the order in which they come. */
 function modelsOf(rows: readonly LogProbRow[]): [string, LogProbRow[]][] {

@@ -8,6 +8,7 @@ import { type Content, toPreferenceRow } from '../data/preferences.js';
 import { fault } from '../data/rows.js';
 import { readSource } from '../data/source.js';
 import type { WrpoError } from '../errors.js';
+import type { LogProbRow } from '../evaluate/analyses.js';
 import type { ComparisonRow } from '../fuse/comparison.js';
 import type { Selection } from '../fuse/quadruples.js';
 import type { StageRecord } from '../fuse/stages.js';
@@ -15,7 +16,6 @@ import type { Metrics } from '../train/metrics.js';
 
 export interface TrainingRun {
   name: string;
-  directory: string;
   /** `config.yaml`, with its keys as they are there. */
   config: Record<string, unknown>;
   /** The lines of `metrics.jsonl`. */
@@ -38,12 +38,6 @@ export interface Quadruple {
   lengths: OfRoles;
 }
 
-/** Sums of log-probs of a quadruple's responses under a model, and their numbers of tokens. */
-export interface LogProbRow extends OfRoles {
-  model: string;
-  lengths: OfRoles;
-}
-
 export interface AnsweredPrompt {
   prompt: Content;
   answers: Record<string, { text: string; reward: number | null }>;
@@ -60,6 +54,7 @@ export interface Fusion {
 }
 
 export interface Directory {
+  path: string;
   name: string;
   /** The run that the directory is, or those of its fusion that learn preferences. */
   runs: TrainingRun[];
@@ -106,7 +101,7 @@ export async function readDirectory(path: string): Promise<Directory> {
   if (!existsSync(path)) throw fault(path, 'no such directory');
   if (!statSync(path).isDirectory())
     throw fault(path, 'is a file: a report is made of the directory of a run or a fusion');
-  if (existsSync(join(path, 'metrics.jsonl'))) return { name, runs: [await readRun(path, name)] };
+  if (existsSync(join(path, 'metrics.jsonl'))) return { path, name, runs: [await readRun(path, name)] };
   if (!existsSync(join(path, 'stages'))) {
     throw fault(path, 'holds no metrics.jsonl of a training run and no stages of a fusion');
   }
@@ -118,6 +113,7 @@ export async function readDirectory(path: string): Promise<Directory> {
   const selection = join(path, 'selected', 'selection.yaml');
   const results = join(path, 'evaluation', 'results.json');
   return {
+    path,
     name,
     runs: await Promise.all(runs.map((run) => readRun(join(path, 'train', run), run))),
     ...(existsSync(join(tuning, 'metrics.jsonl')) && { tuning: await readRun(tuning, 'target-sft') }),
@@ -137,7 +133,7 @@ async function readRun(directory: string, name: string): Promise<TrainingRun> {
   const state = join(directory, 'trainer_state.json');
   const lines = await readLines(METRICS, join(directory, 'metrics.jsonl'));
   return {
-    ...{ name, directory, lines },
+    ...{ name, lines },
     config: existsSync(config) ? readAs(OBJECT, config) : {},
     ...(existsSync(state) && { maxSteps: readAs(STATE, state).max_steps }),
     isFinished: existsSync(state),

@@ -1,11 +1,14 @@
 /** `report.html`: what a training run or a fusion did, as one file that needs no other. */
 import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
+import { writeFileAtomic } from '../data/files.js';
+import type { Table } from '../evaluate/cells.js';
 import type { Chart } from './curves.js';
 import { factsOf, headlineOf } from './headline.js';
 import { Html, html, jsonForScript, table } from './html.js';
 import { readDirectory } from './read.js';
 import { Charts, type Section, sectionsOf, warningsOf } from './sections.js';
+import { tableHtml } from './tables.js';
 
 /** What a program adds to a report: words, a table, or both. Everything is text. */
 export interface ExtraSection {
@@ -27,6 +30,14 @@ export interface Report {
   title: string;
   main: string;
   charts: Record<string, Chart>;
+}
+
+/** Writes tables alone, as one page. */
+export function writeTables(tables: readonly Table[], file: string): void {
+  const main = html`<h1>${tables.length} tables</h1>
+<p class="note">± one standard error, or an interval in parentheses; beside such a value, where they lie on its column's scale.</p>
+<section>${tables.map(tableHtml)}</section>`;
+  writeFileAtomic(file, pageOf({ title: 'Tables', main: main.text, charts: {} }));
 }
 
 /** What `writeReport` writes, before it is a page. */

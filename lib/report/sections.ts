@@ -1,13 +1,14 @@
 /** The parts of a report, each of what a directory holds; what is not there makes no part. */
 import { duration } from '../duration.js';
-import { WrpoError } from '../errors.js';
+import { type MeanOf, summariseLogProbs } from '../evaluate/analyses.js';
+import { readFinished } from '../evaluate/runs.js';
 import { mean } from '../evaluate/statistics.js';
-import { readRun, tablesOf } from '../evaluate/tables.js';
+import { tablesOf } from '../evaluate/tables.js';
 import type { ComparisonRow } from '../fuse/comparison.js';
 import type { Selection } from '../fuse/quadruples.js';
 import { allWarnings } from '../train/warnings.js';
 import { type Chart, curvesOfRun, curvesOfRuns, marginsOfRuns, ROLE_NAMES } from './curves.js';
-import { logProbCharts, logProbSummary, quadrupleCharts } from './distributions.js';
+import { logProbCharts, quadrupleCharts } from './distributions.js';
 import { bytesText } from './headline.js';
 import { type Cell, Html, html, type Part, table } from './html.js';
 import {
@@ -18,6 +19,7 @@ import {
   type TrainingRun,
   wordsOf,
 } from './read.js';
+import { tableHtml } from './tables.js';
 import { dataWarnings, resultWarnings } from './warnings.js';
 
 export interface Section {
@@ -64,9 +66,9 @@ function ofLogs(runs: readonly TrainingRun[], areSeveral: boolean): Html[] {
 }
 
 export function sectionsOf(directory: Directory, charts: Charts): Section[] {
-  const { runs, tuning, fusion } = directory;
+  const { path, runs, tuning, fusion } = directory;
   if (!fusion) {
-    return [...some('Training', charts.figures('run', curvesOfRun(runs[0]!))), ...some('Tables', papersTables(runs))];
+    return [...some('Training', charts.figures('run', curvesOfRun(runs[0]!))), ...some('Tables', papersTables(path))];
   }
   const { results, selection, quadruples, logProbs, answers, stages } = fusion;
   return [
@@ -74,7 +76,7 @@ export function sectionsOf(directory: Directory, charts: Charts): Section[] {
     ...some('Where the responses come from', selection && responses(selection, quadruples, charts)),
     ...some('Training', trainingOf(runs, tuning, charts)),
     ...some('Log-probs before and after', logProbs.length > 0 && before(logProbs, charts)),
-    ...some('Tables', papersTables(runs)),
+    ...some('Tables', papersTables(path)),
     ...some('Samples', answers.length > 0 && samples(answers)),
     ...some('Stages', stages.length > 0 && stagesTable(stages)),
   ];
@@ -160,7 +162,7 @@ function trainingOf(runs: readonly TrainingRun[], tuning: TrainingRun | undefine
 function before(logProbs: Fusion['logProbs'], charts: Charts): Html {
   const shown = logProbCharts(logProbs);
   const first = logProbs.filter(({ model }) => model === logProbs[0]!.model).length;
-  const rows = logProbSummary(logProbs).map(({ model, means, difference, wasserstein }) => [
+  const rows = summariseLogProbs(logProbs).map(({ model, means, difference, wasserstein }) => [
     ...[model, ...QUADRUPLE_ROLES.map((role) => signed(means[role]))],
     ...[signed(difference), wasserstein.toFixed(3)],
   ]);
@@ -169,34 +171,19 @@ function before(logProbs: Fusion['logProbs'], charts: Charts): Html {
 that were trained on; all on one scale, whose outermost bins hold what lies beyond.</p>
 ${charts.figures('logps', shown, { small: shown.length > 2 })}
 <h3>In numbers</h3>
-<p class="note">Means, and the 1-Wasserstein distance between y_ws and y_l.</p>
+<p class="note">Means ± standard error over quadruples, and the 1-Wasserstein distance between y_ws and y_l.</p>
 ${table(head as (string | [string])[], rows)}`;
 }
 
-const signed = (value: number): string => value.toFixed(3).replace('-', '−');
+const signed = ({ mean, stderr }: MeanOf): string => `${mean.toFixed(3)} ± ${stderr.toFixed(3)}`.replace('-', '−');
 
-/** What `wrpo tables` has to tell of the runs, with the benchmarks that were measured below them. */
-function papersTables(runs: readonly TrainingRun[]): Html | undefined {
+/** What `wrpo tables` has to tell of the runs, with the benchmarks that were measured below the directory. */
+function papersTables(path: string): Html | undefined {
   const faults: string[] = [];
-  const finished = runs.flatMap(({ directory, config }) => {
-    if (Object.keys(config).length === 0) return [];
-    try {
-      return readRun(directory);
-    } catch (error) {
-      // What is ambiguous there is no reason to tell nothing of all else.
-      if (!(error instanceof WrpoError)) throw error;
-      faults.push(error.message);
-      return [];
-    }
-  });
-  const parts = tablesOf(finished).map(({ title, columns, rows }) => {
-    const told = columns.flatMap((_, i) => (i === 0 || rows.some((row) => row[i] !== '') ? [i] : []));
-    const head = told.map((i): string | [string] => (i === 0 ? columns[i]! : [columns[i]!]));
-    return html`<h3>${title}</h3>\n${table(
-      head,
-      rows.map((row) => told.map((i) => row[i]!)),
-    )}`;
-  });
+  // What is ambiguous there is no reason to tell nothing of all else.
+  const { runs } = readFinished([path], ({ message }) => faults.push(message));
+  // What is the fusion's own has sections of its own.
+  const parts = tablesOf({ runs, fusions: [] }).map(tableHtml);
   parts.push(...faults.map((fault) => html`<p class="note">${fault}.</p>\n`));
   return parts.length > 0 ? html`${parts}` : undefined;
 }
