@@ -9,7 +9,9 @@ import { chooseDevice } from '../lib/model/device.ts';
 import { Model } from '../lib/model/model.ts';
 import { cudaLibtorchCache } from '../lib/native/cuda-libtorch.ts';
 import { info } from '../lib/native/surface.ts';
-import { describeForecast, explainOutOfMemory, forecastRun } from '../lib/train/gpu-memory.ts';
+import { resolveArgs } from '../lib/train/args.ts';
+import { forecast } from '../lib/train/memory-plan.ts';
+import { describePlan, explainOutOfMemory } from '../lib/train/run-memory.ts';
 import { Trainer } from '../lib/train/trainer.ts';
 import { expectSentence } from './support.ts';
 import { POLICY, ROOT, scratchDirectory, TRACE } from './training.ts';
@@ -86,35 +88,35 @@ describe.runIf(info().gpu === undefined)('a device, without a GPU', () => {
 });
 
 describe('the memory of a GPU', () => {
-  const gpu = { name: 'NVIDIA H200', total: 140e9, free: 139e9 };
+  const config = readModelConfig(POLICY);
+  const onGpu = { device: 'cuda', config, memory: () => ({ current: 2 ** 30, peak: 3 * 2 ** 30 }) } as unknown as Model;
+  const args = resolveArgs({ outputDir: '', microbatchTokens: 4096 });
+  const plan = forecast(config, 4096, 139e9);
 
-  it('is forecast in a line, with what to change where it is not enough', async () => {
-    await using model = await Model.load(POLICY);
-    const plan = forecastRun(model.config, { microbatchTokens: 4096, usePeft: false, refModelNameOrPath: undefined })!;
-    expect(plan.keptLayers).toBe(model.config.layers);
-    expect(describeForecast(plan, gpu)).toMatch(/^NVIDIA H200: needs \d\.\d GiB of 129\.5 free$/);
-    expect(describeForecast(plan, { ...gpu, free: 1e6 })).toMatch(
-      /free: it will probably run out; lower microbatch_tokens \(4096\)/,
+  it('is forecast in a line, with what to change where it is not enough', () => {
+    expect(plan.keptLayers).toBe(config.layers);
+    // What the process' own tensors take is there for the run.
+    expect(describePlan(plan, onGpu, args, 139e9)).toMatch(/^\S.*: needs \d\.\d GiB of 130\.5$/);
+    const tight = forecast(config, 4096, plan.total - 1);
+    expect(describePlan(tight, onGpu, args, 139e9)).toMatch(
+      / GiB of 130\.5, with 1 of 2 layers computed again in backward$/,
     );
-    expect(
-      forecastRun(model.config, { microbatchTokens: 4096, usePeft: true, refModelNameOrPath: undefined }),
-    ).toBeUndefined();
+    expect(describePlan(plan, { ...onGpu, memory: () => ({ current: 0 }) } as unknown as Model, args, 1e6)).toMatch(
+      /: it will probably run out; lower microbatch_tokens \(4096\), set gradient_checkpointing: true or train adapters/,
+    );
   });
 
   it('when it is not enough, gives forecast, peak and the setting; other errors are left alone', () => {
-    const config = readModelConfig(POLICY);
-    const onGpu = { device: 'cuda', config, memory: () => ({ peak: 3 * 2 ** 30 }) } as unknown as Model;
-    const args = { microbatchTokens: 2048, usePeft: false } as Parameters<typeof explainOutOfMemory>[2];
     const full = new WrpoError('ERR_OUT_OF_MEMORY', 'CUDA out of memory');
-    expect(explainOutOfMemory(full, onGpu, args)).toMatchObject({
+    expect(explainOutOfMemory(full, onGpu, plan, args)).toMatchObject({
       code: 'ERR_OUT_OF_MEMORY',
       message: expect.stringMatching(
-        /3\.0 GiB were in use at most, \d\.\d GiB were forecast; lower microbatch_tokens \(2048\) or/,
+        /3\.0 GiB were in use at most, \d\.\d GiB were forecast; lower microbatch_tokens \(4096\), set /,
       ),
     });
-    expect(explainOutOfMemory(full, { ...onGpu, device: 'cpu' } as Model, args)).toBe(full);
+    expect(explainOutOfMemory(full, { ...onGpu, device: 'cpu' } as Model, plan, args)).toBe(full);
     const other = new WrpoError('ERR_DATA', 'no');
-    expect(explainOutOfMemory(other, onGpu, args)).toBe(other);
+    expect(explainOutOfMemory(other, onGpu, plan, args)).toBe(other);
   });
 });
 

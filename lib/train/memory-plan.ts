@@ -90,6 +90,8 @@ export function layerBytes(c: ModelShape, { dtype = 'bfloat16', device = 'cuda',
   if (adapters) scratch += element * (Math.max(hidden, inner, width) + adapters.rank);
   // ATen's flash attention backward: dq, dk and dv, the last two for every query head, too, and dq's sums in float32.
   if (device === 'cuda') scratch += element * (3 * width + kv) + 4 * width;
+  // native/model/blocked_attention.cpp works on float32 copies of what is bfloat16: dOut, qkv and its gradient.
+  if (device === 'cpu' && dtype === 'bfloat16') scratch += wide * (3 * width + 2 * kv);
   return { input: element * hidden, kept, scratch };
 }
 

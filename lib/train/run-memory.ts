@@ -68,7 +68,7 @@ function freeMemory({ device }: Model): number {
 export function describePlan(plan: MemoryPlan, model: Model, args: TrainingArgs, free = freeMemory(model)) {
   const available = free + model.memory().current;
   const again = plan.layers - plan.keptLayers;
-  const name = loadNative().info().gpu?.name ?? 'memory';
+  const name = (model.device === 'cuda' && loadNative().info().gpu?.name) || 'memory';
   const fits = plan.total <= available;
   if (model.device === 'cpu' && fits && (again === 0 || args.gradientCheckpointing === true)) return undefined;
   const needs = `${name}: needs ${gib(plan.total)} GiB of ${gib(available)}`;
