@@ -30,7 +30,9 @@ at::Tensor place(const std::vector<T>& values, at::Device device) {
 }
 
 // What a device has computed so far of a tensor, on its way to the host: values() waits for this copy alone, while what
-// was queued behind it goes on. On the CPU the tensor itself.
+// was queued behind it goes on. On the CPU the tensor itself. A step on a GPU waits so, and only so: once a
+// micro-batch, for its losses, with the backward queued behind them, and once for the gradient norm, with the update
+// behind it. What is no number must stop the step and name its rows, so neither can be left until a log.
 class Readback {
  public:
   explicit Readback(const at::Tensor& t);

@@ -248,11 +248,14 @@ Napi::Value ModelHandle::accumulate(const Napi::CallbackInfo& info) {
     auto use = parseAdapterUse(options);
     double normalizer = number(options, "normalizer");
     if (!(normalizer > 0)) fail("ERR_CONFIG", "accumulate: normalizer must be positive");
+    double kept = options.Has("keptLayers") ? number(options, "keptLayers") : 1e9;
+    if (!(kept >= 1 && kept <= 1e9 && kept == std::floor(kept)))
+      fail("ERR_CONFIG", "accumulate: keptLayers must be a positive whole number");
     return engine(info.Env())
         .run(
             info.Env(), Value(),
-            [m = model(), batch, use, objective, normalizer] {
-              return m->accumulate(*batch, use, objective, normalizer);
+            [m = model(), batch, use, objective, normalizer, kept] {
+              return m->accumulate(*batch, use, objective, normalizer, int64_t(kept));
             },
             [](Napi::Env env, const Accumulated& r) -> Napi::Value {
               auto o = Napi::Object::New(env);

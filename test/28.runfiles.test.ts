@@ -236,7 +236,7 @@ describe('whole files', () => {
       },
     });
     expect(notices).toEqual([
-      'run.yaml: ignored gradient_checkpointing, gradient_checkpointing_kwargs, per_device_eval_batch_size: microbatch_tokens bounds the memory of a forward and backward, in evaluation too',
+      'run.yaml: ignored gradient_checkpointing_kwargs, per_device_eval_batch_size: microbatch_tokens bounds the memory of a forward and backward, in evaluation too',
       expect.stringMatching(/^run\.yaml: ignored log_level, run_name: metrics\.jsonl/),
       expect.stringMatching(/^run\.yaml: ignored attn_implementation: the native engine/),
       expect.stringMatching(/^run\.yaml: ignored preprocessing_num_workers: rows are read/),

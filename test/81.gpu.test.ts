@@ -9,7 +9,9 @@ import { chooseDevice } from '../lib/model/device.ts';
 import { Model } from '../lib/model/model.ts';
 import { cudaLibtorchCache } from '../lib/native/cuda-libtorch.ts';
 import { info } from '../lib/native/surface.ts';
-import { describeForecast, explainOutOfMemory, forecastRun } from '../lib/train/gpu-memory.ts';
+import { resolveArgs } from '../lib/train/args.ts';
+import { forecast } from '../lib/train/memory-plan.ts';
+import { describePlan, explainOutOfMemory } from '../lib/train/run-memory.ts';
 import { Trainer } from '../lib/train/trainer.ts';
 import { expectSentence } from './support.ts';
 import { POLICY, ROOT, scratchDirectory, TRACE } from './training.ts';
@@ -18,8 +20,27 @@ const scratch = scratchDirectory('gpu');
 const KERNELS = join(ROOT, 'native/kernels');
 const LIBRARY = join(ROOT, 'build/cmake/libwrpo_kernels.a');
 const CHECK = join(ROOT, 'build/Release/gpu_check');
-const works = (command: string) => spawnSync(command, ['--version']).status === 0;
 const sources = readdirSync(KERNELS).filter((name) => name.endsWith('.cu'));
+
+/** The functions of a library's device code by architecture: each image is an ELF file with a section for every one. */
+function functionsIn(library: Buffer): Map<number, string[]> {
+  const found = new Map<number, string[]>();
+  for (let at = library.indexOf('\x7fELF'); at >= 0; at = library.indexOf('\x7fELF', at + 1)) {
+    const image = library.subarray(at);
+    if (image.readUInt16LE(18) !== 190) continue; // EM_CUDA
+    const [flags, sections] = [image.readUInt32LE(48), Number(image.readBigUInt64LE(40))];
+    // Images of CUDA 13 have the architecture a byte higher than earlier ones.
+    const architecture = image[8]! >= 8 ? (flags >> 8) & 0xff : flags & 0xff;
+    const header = (i: number) => image.subarray(sections + i * image.readUInt16LE(58));
+    const names = image.subarray(Number(header(image.readUInt16LE(62)).readBigUInt64LE(24)));
+    for (let i = 0; i < image.readUInt16LE(60); i++) {
+      const start = header(i).readUInt32LE();
+      const name = names.toString('latin1', start, names.indexOf(0, start));
+      if (name.startsWith('.text.')) found.set(architecture, [...(found.get(architecture) ?? []), name]);
+    }
+  }
+  return found;
+}
 
 describe('CUDA kernels', () => {
   it('have a definition on the CPU each, and need no header of torch', () => {
@@ -38,16 +59,16 @@ describe('CUDA kernels', () => {
     }
   });
 
-  const inspectable = existsSync(LIBRARY) && works('cuobjdump');
-  it.runIf(inspectable)('are compiled for sm_80 and sm_90, all of them', () => {
+  it.runIf(existsSync(LIBRARY))('are compiled for sm_80 and sm_90, all of them', () => {
     const text = sources.map((name) => readFileSync(join(KERNELS, name), 'utf8')).join('\n');
     const kernels = [...text.matchAll(/__global__ void\s+(?:__launch_bounds__\(\w+\)\s+)?(\w+)\(/g)].map(
       ([, name]) => name!,
     );
     expect(kernels.length).toBe(text.split('__global__').length - 1);
-    for (const architecture of ['sm_80', 'sm_90']) {
-      const { stdout } = spawnSync('cuobjdump', ['-symbols', '-arch', architecture, LIBRARY], { encoding: 'utf8' });
-      for (const kernel of kernels) expect(stdout, `${kernel} for ${architecture}`).toContain(kernel);
+    const compiled = functionsIn(readFileSync(LIBRARY));
+    expect([...compiled.keys()].sort()).toEqual([80, 90]);
+    for (const [architecture, functions] of compiled) {
+      for (const kernel of kernels) expect(functions.join('\n'), `${kernel} for sm_${architecture}`).toContain(kernel);
     }
   });
 
@@ -86,35 +107,35 @@ describe.runIf(info().gpu === undefined)('a device, without a GPU', () => {
 });
 
 describe('the memory of a GPU', () => {
-  const gpu = { name: 'NVIDIA H200', total: 140e9, free: 139e9 };
+  const config = readModelConfig(POLICY);
+  const onGpu = { device: 'cuda', config, memory: () => ({ current: 2 ** 30, peak: 3 * 2 ** 30 }) } as unknown as Model;
+  const args = resolveArgs({ outputDir: '', microbatchTokens: 4096 });
+  const plan = forecast(config, 4096, 139e9);
 
-  it('is forecast in a line, with what to change where it is not enough', async () => {
-    await using model = await Model.load(POLICY);
-    const plan = forecastRun(model.config, { microbatchTokens: 4096, usePeft: false, refModelNameOrPath: undefined })!;
-    expect(plan.keptLayers).toBe(model.config.layers);
-    expect(describeForecast(plan, gpu)).toMatch(/^NVIDIA H200: needs \d\.\d GiB of 129\.5 free$/);
-    expect(describeForecast(plan, { ...gpu, free: 1e6 })).toMatch(
-      /free: it will probably run out; lower microbatch_tokens \(4096\)/,
+  it('is forecast in a line, with what to change where it is not enough', () => {
+    expect(plan.keptLayers).toBe(config.layers);
+    // What the process' own tensors take is there for the run.
+    expect(describePlan(plan, onGpu, args, 139e9)).toMatch(/^\S.*: needs \d\.\d GiB of 130\.5$/);
+    const tight = forecast(config, 4096, plan.total - 1);
+    expect(describePlan(tight, onGpu, args, 139e9)).toMatch(
+      / GiB of 130\.5, with 1 of 2 layers computed again in backward$/,
     );
-    expect(
-      forecastRun(model.config, { microbatchTokens: 4096, usePeft: true, refModelNameOrPath: undefined }),
-    ).toBeUndefined();
+    expect(describePlan(plan, { ...onGpu, memory: () => ({ current: 0 }) } as unknown as Model, args, 1e6)).toMatch(
+      /: it will probably run out; lower microbatch_tokens \(4096\), set gradient_checkpointing: true or train adapters/,
+    );
   });
 
   it('when it is not enough, gives forecast, peak and the setting; other errors are left alone', () => {
-    const config = readModelConfig(POLICY);
-    const onGpu = { device: 'cuda', config, memory: () => ({ peak: 3 * 2 ** 30 }) } as unknown as Model;
-    const args = { microbatchTokens: 2048, usePeft: false } as Parameters<typeof explainOutOfMemory>[2];
     const full = new WrpoError('ERR_OUT_OF_MEMORY', 'CUDA out of memory');
-    expect(explainOutOfMemory(full, onGpu, args)).toMatchObject({
+    expect(explainOutOfMemory(full, onGpu, plan, args)).toMatchObject({
       code: 'ERR_OUT_OF_MEMORY',
       message: expect.stringMatching(
-        /3\.0 GiB were in use at most, \d\.\d GiB were forecast; lower microbatch_tokens \(2048\) or/,
+        /3\.0 GiB were in use at most, \d\.\d GiB were forecast; lower microbatch_tokens \(4096\), set /,
       ),
     });
-    expect(explainOutOfMemory(full, { ...onGpu, device: 'cpu' } as Model, args)).toBe(full);
+    expect(explainOutOfMemory(full, { ...onGpu, device: 'cpu' } as Model, plan, args)).toBe(full);
     const other = new WrpoError('ERR_DATA', 'no');
-    expect(explainOutOfMemory(other, onGpu, args)).toBe(other);
+    expect(explainOutOfMemory(other, onGpu, plan, args)).toBe(other);
   });
 });
 

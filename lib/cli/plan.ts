@@ -28,7 +28,7 @@ export function plan(options: PlanOptions): void {
     const least = forecast(config, options.tokens ?? 4096, available, options);
     throw new WrpoError(
       'ERR_OUT_OF_MEMORY',
-      `full training needs ${gib(least.total)} GiB of ${gib(available)} with ${least.tokens} tokens a micro-batch and every layer computed again, ${gib(least.states)} of it for weights and optimizer: train adapters (use_peft)${least.reference > 0 ? ', compute the reference beforehand' : ''} or take a GPU with more memory`,
+      `full training needs ${gib(least.total)} GiB of ${gib(available)} with ${least.tokens} tokens a micro-batch and all but the last layer computed again, ${gib(least.states)} of it for weights and optimizer: train adapters (use_peft)${least.reference > 0 ? ', compute the reference beforehand' : ''} or take a GPU with more memory`,
     );
   }
   const report = { gpu: name ?? options.gpu, available, parameters: parameterCount(config), best, plans };
@@ -60,8 +60,7 @@ function parts(p: MemoryPlan): [number, string][] {
     [p.states, 'weights 2, rest of the masters 2, gradients 4, moments 8 bytes a parameter'],
     [p.reference, 'the reference, resident'],
     [p.activations, `activations of ${p.tokens} tokens, ${p.keptLayers} of ${p.layers} layers kept whole`],
-    [p.workspace, 'one layer at work'],
-    [p.head, 'logits of a chunk'],
+    [p.workspace, 'one layer at work, or the logits of a chunk'],
     [p.reserve, 'left to the libraries'],
   ];
   return all.filter(([bytes]) => bytes > 0);

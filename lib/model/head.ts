@@ -1,8 +1,9 @@
 /** The fused head by itself: log-probs of chosen tokens from hidden states, and their gradient. */
-import { callNative, type Tensor } from '../native/addon.js';
+import { callNative, type Device, type Tensor } from '../native/addon.js';
 import { loadNative } from '../native/load.js';
 
-const HEAD_CHUNK_BYTES = 256 * 2 ** 20;
+/** Of the logits that are held at once: on a GPU a chunk is meant to hold a few prompts' longest responses whole. */
+export const HEAD_CHUNK_BYTES: Readonly<Record<Device, number>> = { cpu: 256 * 2 ** 20, cuda: 2 ** 30 };
 
 /**
  * log softmax(hidden · weightᵀ) at `targets`, without ever holding all logits.
@@ -15,7 +16,8 @@ export function selectedLogProbs(
   weight: Tensor,
   targets: Int32Array,
 ): Promise<{ logps: Tensor; lse: Tensor }> {
-  return callNative(() => loadNative().selectedLogProbs({ hidden, weight, targets, headChunkBytes: HEAD_CHUNK_BYTES }));
+  const headChunkBytes = HEAD_CHUNK_BYTES[hidden.device];
+  return callNative(() => loadNative().selectedLogProbs({ hidden, weight, targets, headChunkBytes }));
 }
 
 /** From dLoss/dlogps [R] to dHidden [R, H] and dWeight [V, H] (float32; float64 for float64). */
@@ -26,7 +28,7 @@ export function selectedLogProbsBackward(
   lse: Tensor,
   dLogps: Tensor,
 ): Promise<{ dHidden: Tensor; dWeight: Tensor }> {
-  const headChunkBytes = HEAD_CHUNK_BYTES;
+  const headChunkBytes = HEAD_CHUNK_BYTES[hidden.device];
   return callNative(() =>
     loadNative().selectedLogProbsBackward({ hidden, weight, targets, lse, dLogps, headChunkBytes }),
   );

@@ -6,6 +6,7 @@ import { withGradients } from '../data/pack.js';
 import { WrpoError } from '../errors.js';
 import {
   type Accumulated,
+  type AccumulateOptions,
   type AdapterUse,
   type Batch,
   type ComputeDtype,
@@ -43,6 +44,7 @@ import {
   generateAll,
   generatorShape,
 } from './generator.js';
+import { HEAD_CHUNK_BYTES } from './head.js';
 import {
   ADAPTER_CONFIG,
   ADAPTER_WEIGHTS,
@@ -67,7 +69,7 @@ export interface ModelOptions {
   dtype?: ComputeDtype | 'auto';
   /** `auto`: the GPU where there is a usable one. On a GPU `dtype` must be bfloat16. Default `cpu`. */
   device?: Device | 'auto';
-  /** Upper bound, in bytes, of the logits the head holds at once. Default 256 MiB. */
+  /** Upper bound, in bytes, of the logits the head holds at once. Default 256 MiB, on a GPU 1 GiB. */
   headChunkBytes?: number;
   /** Trains fresh adapters beside the weights, which are frozen: see `addAdapters`. */
   lora?: LoraOptions;
@@ -85,7 +87,6 @@ export interface GivenGradients {
 }
 
 const DTYPES: readonly ComputeDtype[] = ['float32', 'float64', 'bfloat16'];
-const DEFAULT_HEAD_CHUNK_BYTES = 256 * 2 ** 20;
 
 export class Model {
   #lora?: Lora;
@@ -158,13 +159,14 @@ export class Model {
     options: ModelOptions,
     { directory, base, frozen = false }: { directory?: string; base?: string; frozen?: boolean } = {},
   ): Model {
-    const { dtype = 'float32', device = 'cpu', headChunkBytes = DEFAULT_HEAD_CHUNK_BYTES } = options;
+    const { dtype = 'float32', device = 'cpu' } = options;
     const addon = loadNative();
     if (dtype !== 'auto' && !DTYPES.includes(dtype)) {
       throw new WrpoError('ERR_CONFIG', `dtype "${dtype}": expected ${DTYPES.join(', ')} or auto`);
     }
     const on = chooseDevice(device).device;
     const chosen = dtype === 'auto' ? autoDtype(on).dtype : dtype;
+    const { headChunkBytes = HEAD_CHUNK_BYTES[on] } = options;
     const handle = callNative(() => new addon.Model(config, { dtype: chosen, headChunkBytes, frozen, device: on }));
     return new Model(addon, handle, config, chosen, on, directory, base);
   }
@@ -208,10 +210,11 @@ export class Model {
   /**
    * Forward, loss and backward of a packed batch with contests: adds to the gradients. A loss that is computed elsewhere is
    * given by its derivative with respect to the log-prob of every response (`form: 'gradients'`), instead of contests.
+   * `keptLayers`, from 1, default all: of how many layers everything is kept for backward, which computes the others again.
    */
   accumulate(
     batch: Batch,
-    { objective, ...options }: AdapterUse & { objective: ContestForm | GivenGradients; normalizer: number },
+    { objective, ...options }: AccumulateOptions & { objective: ContestForm | GivenGradients },
   ): Promise<Accumulated> {
     if (objective.form !== 'gradients')
       return callNative(() => this.handle.accumulate(batch, { ...options, objective }));

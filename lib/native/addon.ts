@@ -167,10 +167,16 @@ export interface AdapterUse {
   dropout?: { seed: number; step: number; firstRow: number };
 }
 
+export interface AccumulateOptions extends AdapterUse {
+  normalizer: number;
+  /** Of the layers, how many keep all that backward reads; the same bits with fewer. Default all. */
+  keptLayers?: number;
+}
+
 export interface NativeModel {
   initialize(seed: number): Promise<void>;
   logProbs(batch: Batch, options?: AdapterUse & { perToken?: boolean; greedy?: boolean }): Promise<LogProbs>;
-  accumulate(batch: Batch, options: AdapterUse & { objective: ContestForm; normalizer: number }): Promise<Accumulated>;
+  accumulate(batch: Batch, options: AccumulateOptions & { objective: ContestForm }): Promise<Accumulated>;
   /** Every response of the batch begins at the token whose state gates and ends in the conversation's last token. */
   score(batch: Batch): Promise<Scores>;
   /** Freezes the weights and trains fresh adapters beside them. Other calls are refused until it is done. */

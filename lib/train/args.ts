@@ -146,6 +146,11 @@ function buildSchema({ z }: typeof import('zod')) {
     maxSteps: z.number().int().default(-1),
     /** Tokens packed into one forward and backward: more is faster and takes more memory. */
     microbatchTokens: count.default(2048),
+    /**
+     * Layers that are computed again in backward, so that their activations need no memory: `true` all but the last, `false`
+     * none, `auto` as few as fit the memory that is free. The result is the same, to the bit.
+     */
+    gradientCheckpointing: z.union([z.boolean(), z.literal('auto')], 'expected true, false or "auto"').default('auto'),
     /** Computes each prompt once for all its responses; the result is the same without. */
     sharePrompt: z.boolean().default(true),
 

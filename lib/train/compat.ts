@@ -119,7 +119,7 @@ const FIXED: Record<string, [same: readonly unknown[], why: string]> = {
 const IGNORED: readonly [instead: string, keys: string][] = [
   [
     'microbatch_tokens bounds the memory of a forward and backward, in evaluation too',
-    `gradient_checkpointing gradient_checkpointing_kwargs gradient_checkpointing_use_reentrant padding_free use_liger_kernel
+    `gradient_checkpointing_kwargs gradient_checkpointing_use_reentrant padding_free use_liger_kernel
      use_liger_loss liger_kernel_config use_logits_to_keep activation_offloading torch_empty_cache_steps auto_find_batch_size
      per_device_eval_batch_size eval_accumulation_steps precompute_ref_batch_size eval_packing padding_value pad_token
      pad_to_multiple_of dataset_streaming streaming`,

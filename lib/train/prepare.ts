@@ -17,14 +17,14 @@ import { autoDtype } from '../model/dtype.js';
 import { baseOf, isAdapter, type LoraOptions } from '../model/lora.js';
 import { Model } from '../model/model.js';
 import type { AdapterUse } from '../native/addon.js';
-import { loadNative } from '../native/load.js';
 import { type EncodedRow, type EncodeOptions, type EncodeReport, encodeRows } from '../text/encode.js';
 import { Tokenizer } from '../text/tokenizer.js';
 import { readsWholeTexts, type TrainingArgs, usesField } from './args.js';
-import { describeForecast, forecastRun } from './gpu-memory.js';
+import type { MemoryPlan } from './memory-plan.js';
 import { type Objective, objectiveOf, type Terms, termsOf } from './objective.js';
 import { progressBar } from './progress.js';
 import { hashRows, logProbsOf, type ReferenceColumn, referenceColumn } from './reference.js';
+import { describePlan, planRun } from './run-memory.js';
 
 export interface DataOptions {
   /**
@@ -74,6 +74,8 @@ export interface Prepared {
   /** Hash of the reference's; of the policy's own, which `referenceUse` says more of, without a resident one. */
   referenceFingerprint: string;
   referenceUse: Pick<AdapterUse, 'adapters'>;
+  /** What training is expected to take of the device's memory. */
+  memory: MemoryPlan;
   train: Split;
   eval?: Split;
 }
@@ -138,9 +140,6 @@ export async function prepare(
           ...(evalDataset === trainDataset ? trainSplit(args) : {}),
           split: args.datasetTestSplit ?? 'test',
         });
-  const { gpu } = device === 'cuda' ? loadNative().info() : {};
-  const plan = gpu && forecastRun(source.config, args);
-  if (gpu && plan) say(describeForecast(plan, gpu));
   const model = await open(located, args, say, loraOf(args, options.model));
   if (args.dtype === 'auto' && located !== model) say(`dtype: ${autoDtype(device).because}`);
   const resident = usesReference && reference !== undefined;
@@ -148,8 +147,11 @@ export async function prepare(
   const fingerprint = await model.fingerprint();
   const referenceUse = { adapters: !args.usePeft };
   const referenceFingerprint = await (refModel ? refModel.fingerprint() : model.fingerprint(referenceUse));
+  const memory = planRun({ model, refModel, rows: train.rows, roles }, args);
+  const words = describePlan(memory, model, args);
+  if (words !== undefined) say(words);
   return {
-    ...{ model, tokenizer, refModel, roles, termsAt, usesAlpha, referenceUse },
+    ...{ model, tokenizer, refModel, roles, termsAt, usesAlpha, referenceUse, memory },
     ...{ fingerprint, referenceFingerprint, train, eval: evalSplit },
   };
 }

@@ -3,7 +3,7 @@ import { type PackedBatch, packRows, splitMicrobatches, withContests } from '../
 import type { Role } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
 import type { Model } from '../model/model.js';
-import type { AdapterUse, ComputeDtype } from '../native/addon.js';
+import type { AccumulateOptions, ComputeDtype } from '../native/addon.js';
 import type { EncodedRow } from '../text/encode.js';
 import type { AdamW } from './adamw.js';
 import type { TrainingArgs } from './args.js';
@@ -75,7 +75,8 @@ async function accumulateBatch(
     const packed = packRows(part, roles, { sharePrompt: args.sharePrompt, longestShared: model.longestShared });
     const accumulate = terms.loss ? accumulateFunction : accumulateContests;
     const dropout = { seed: args.seed, step, firstRow: examples.length };
-    const done = await naming(accumulate(model, packed, reference, terms, { normalizer, dropout }), step, part);
+    const how = { normalizer, dropout, keptLayers: run.memory.keptLayers };
+    const done = await naming(accumulate(model, packed, reference, terms, how), step, part);
     // Dropout moves what adapters compute, unless they are fresh and compute nothing.
     const moved = run.referenceUse.adapters && model.lora && model.lora.loraDropout > 0;
     if (step === 0 && terms.reference && !run.refModel && !moved) checkStart(done, part, model.dtype);
@@ -84,8 +85,8 @@ async function accumulateBatch(
   return { examples, tokens: tokensOf(countTokens) };
 }
 
-/** What a micro-batch is divided by, and what draws its dropout. */
-type Pass = { normalizer: number } & Required<Pick<AdapterUse, 'dropout'>>;
+/** How a micro-batch is computed: what it is divided by, what draws its dropout, and how many layers are kept. */
+type Pass = Required<Pick<AccumulateOptions, 'normalizer' | 'dropout' | 'keptLayers'>>;
 
 /** The contests of a micro-batch in one pass, which computes log-probs, losses and gradients. */
 async function accumulateContests(

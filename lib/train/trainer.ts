@@ -9,7 +9,6 @@ import { evaluates, refuseLossKeys, resolveArgs, type TrainingArgs, type Trainin
 import { loadBest, locateBest, looksForBest, noteBest } from './best.js';
 import { pruneCheckpoints, type TrainerState } from './checkpoint.js';
 import { evaluateSplit } from './evaluate.js';
-import { explainOutOfMemory } from './gpu-memory.js';
 import { RunLog } from './log.js';
 import type { Metrics } from './metrics.js';
 import type { Terms } from './objective.js';
@@ -17,6 +16,7 @@ import { type DataOptions, fillReference, type Prepared, prepare, type Split } f
 import { type Progress, progressBar } from './progress.js';
 import { openCheckpoint, resumeKey } from './resume.js';
 import { describeRun } from './run.js';
+import { describePeak, explainOutOfMemory } from './run-memory.js';
 import { Saver } from './saver.js';
 import { alphaAt, batchIndices, isDue, type Plan, planOf } from './schedule.js';
 import { takeStep } from './step.js';
@@ -186,7 +186,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     const terms = this.#termsAt(run, before, plan.total);
     const indices = batchIndices(plan, before, args);
     const taken = await takeStep(run, optimizer, indices, terms, args, before, signal).catch((error: unknown) => {
-      throw explainOutOfMemory(error, run.model, args);
+      throw explainOutOfMemory(error, run.model, run.memory, args);
     });
 
     // Only now: a step that is stopped half-way is taken again as a whole.
@@ -234,6 +234,8 @@ export class Trainer extends EventEmitter<TrainerEvents> {
   /** The final model and the run's last words. */
   async #finish({ run, state, tally, began }: Course): Promise<void> {
     const { args } = this;
+    const words = describePeak(run.memory, run.model);
+    if (words !== undefined) say(words);
     if (args.loadBestModelAtEnd) await loadBest(run.model, state, say);
     const train_loss = tally.trainLoss(state);
     this.#last = { ...this.#last, train_loss };

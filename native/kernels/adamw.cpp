@@ -1,5 +1,7 @@
 // The optimiser's passes over flat buffers. AdamW reads and writes every state once: 16 bytes read and 16 written a
 // float32 parameter, the gradient's zeroing included.
+#include "kernels/row/adamw.h"
+
 #include <ATen/ops/empty.h>
 
 #include <cmath>
@@ -18,19 +20,13 @@ constexpr int64_t chunk = 65536;
 template <class S>
 WRPO_INLINE void updateRange(S* p, S* grad, S* m, S* v, const AdamWStep& step, double clip, int64_t begin,
                              int64_t end) {
-  // 1 - beta is taken in double: from a float32 0.999 it would be wrong by 1e-5.
-  const S scale = S(clip), new1 = S(1 - step.beta1), b2 = S(step.beta2), new2 = S(1 - step.beta2), eps = S(step.eps);
-  const S keep = S(1 - step.learningRate * step.weightDecay);
-  const S stepSize = S(step.learningRate / (1 - std::pow(step.beta1, double(step.step))));
-  const S rootCorrection = S(std::sqrt(1 - std::pow(step.beta2, double(step.step))));
+  const auto c =
+      row::adamwCoefficients<S>(step.learningRate, step.beta1, step.beta2, step.eps, step.weightDecay, step.step);
+  const S scale = S(clip);
   for (int64_t i = begin; i < end; ++i) {
     S g = grad[i] * scale;
     grad[i] = S(0);
-    S mean = m[i] + (g - m[i]) * new1;
-    S square = v[i] * b2 + g * g * new2;
-    m[i] = mean;
-    v[i] = square;
-    p[i] = p[i] * keep - stepSize * (mean / (std::sqrt(square) / rootCorrection + eps));
+    p[i] = row::adamwUpdate(c, p[i], g, m[i], v[i]);
   }
 }
 

@@ -23,6 +23,7 @@ namespace {
 bool useSgemm(const at::Tensor& t) { return t.scalar_type() == at::kFloat && sgemmPays(); }
 Strided plain(const at::Tensor& t) { return {data<float>(t), t.stride(0), 1}; }
 Strided transposed(const at::Tensor& t) { return {data<float>(t), 1, t.stride(0)}; }
+at::Tensor rows(const at::Tensor& t, int64_t from) { return t.narrow(0, from, t.size(0) - from); }
 
 }  // namespace
 
@@ -98,19 +99,23 @@ bool Decoder::rotatesAlike(int64_t length, int64_t other) const {
   return alike(global_) && (!local_ || alike(*local_));
 }
 
-at::Tensor Decoder::forward(const Batch& batch, const LoraPass& lora, bool keep) {
-  return forward(batch, lora, keep, [&](int64_t l, const auto& qkv, const auto& out, const auto& lse, bool queries) {
+Decoder::Attend Decoder::attention(const Batch& batch) const {
+  return [&](int64_t l, const auto& qkv, const auto& out, const auto& lse, bool queries) {
     attentionForward(config_, config_.windows[l], batch, qkv, out, lse, queries);
-  });
+  };
+}
+
+at::Tensor Decoder::forward(const Batch& batch, const LoraPass& lora, int64_t kept) {
+  return forward(batch, lora, kept, attention(batch));
 }
 
 at::Tensor Decoder::forward(const Batch& batch, const LoraPass& lora, std::span<KeyValueCache* const> caches) {
-  return forward(batch, lora, false, [&](int64_t l, const auto& qkv, const auto& out, const auto&, bool queries) {
+  return forward(batch, lora, 0, [&](int64_t l, const auto& qkv, const auto& out, const auto&, bool queries) {
     cachedAttention(config_, l, batch, caches, qkv, out, queries);
   });
 }
 
-at::Tensor Decoder::forward(const Batch& batch, const LoraPass& lora, bool keep, const Attend& attend) {
+at::Tensor Decoder::forward(const Batch& batch, const LoraPass& lora, int64_t kept, const Attend& attend) {
   Range range("decoder forward");
   const ModelConfig& c = config_;
   const int64_t T = batch.size(), H = c.hiddenSize, F = c.intermediateSize, P = batch.promptTokens();
@@ -119,9 +124,7 @@ at::Tensor Decoder::forward(const Batch& batch, const LoraPass& lora, bool keep,
   if (local_) local_->prepare(batch);
   auto take = [&](at::IntArrayRef sizes, at::ScalarType type) { return workspace_.take(sizes, type); };
   auto takeIf = [&](bool needed, at::IntArrayRef sizes) { return needed ? take(sizes, dtype) : at::Tensor(); };
-  auto rows = [](const at::Tensor& t, int64_t from) { return t.narrow(0, from, t.size(0) - from); };
 
-  // Without `keep` one set of layer buffers serves every layer.
   auto buffers = [&]() -> Saved {
     return {take({T, H}, dtype),
             take({T}, stats),
@@ -134,53 +137,71 @@ at::Tensor Decoder::forward(const Batch& batch, const LoraPass& lora, bool keep,
             takeIf(c.branchNorms, {T, H}),
             takeIf(c.branchNorms, {T, H})};
   };
-  saved_.clear();
-  for (int64_t l = 0; l < (keep ? c.layers : 1); ++l) saved_.push_back(buffers());
+  // The last layer's place is free until that layer is reached, and again after its backward: every layer that is
+  // computed again does it there.
+  saved_.assign(c.layers, buffers());
+  kept_ = std::min(kept, c.layers);
+  for (int64_t l = 0; kept > 0 && l + 1 < c.layers; ++l) {
+    if (keeps(l)) saved_[l] = buffers();
+    else saved_[l].x = take({T, H}, dtype);
+  }
   finalX_ = take({T - P, H}, dtype);
   finalRstd_ = take({T - P}, stats);
   auto hidden = take({T - P, H}, dtype);
-  auto scratch = workspace_.mark();
-  auto normed = take({T, H}, dtype), branch = take({T, H}, dtype), h = take({T, F}, dtype), rstd = take({T}, stats);
-  auto rotated = takeIf(c.headNorm, {T, c.qkvSize()});
-  at::Tensor none, pending;  // pending: the MLP's output, added to the stream by the next norm
-  // y [T, H] = x w^T, through a norm of its own where branches have one; `raw` is what that normalises.
-  auto project = [&](const at::Tensor& x, const at::Tensor& w, const at::Tensor& after, const at::Tensor& raw,
-                     const at::Tensor& y, int64_t from) {
-    auto to = rows(c.branchNorms ? raw : y, from);
-    linear(to, rows(x, from), w);
-    lora.forward(to, rows(x, from), w);
-    if (c.branchNorms) rmsNormForward(to, none, none, norm(after), c.rmsNormEps, rows(y, from), rows(rstd, from));
-  };
+  auto mark = workspace_.mark();
+  Scratch scratch{take({T, H}, dtype), take({T, H}, dtype), take({T, F}, dtype), take({T}, stats),
+                  takeIf(c.headNorm, {T, c.qkvSize()})};
+  at::Tensor pending;  // the MLP's output, added to the stream by the next norm
 
   auto ids = place(batch.tokens, workspace_.device());
   at::index_select_out(saved_[0].x, weights_.view.embed, 0, ids);
   if (c.embeddingScale != 1) saved_[0].x.mul_(at::scalar_tensor(c.embeddingScale, dtype));
   for (int64_t l = 0; l < c.layers; ++l) {
     poll();
-    const LayerWeights& w = weights_.view.layers[l];
-    Saved& s = saved_[keep ? l : 0];
-    int64_t from = firstRow(batch, l);
-    const at::Tensor& before = l == 0 ? s.x : saved_[keep ? l - 1 : 0].x2;
-    rmsNormForward(before, pending, s.x, norm(w.inputNorm), c.rmsNormEps, normed, s.rstd1);
-    linear(s.qkv, normed, w.qkv);
-    lora.forward(s.qkv, normed, w.qkv);
-    if (c.qkvBias) s.qkv.add_(w.qkvBias);
-    const at::Tensor& qkv = c.headNorm ? rotated : s.qkv;
-    finishQkv(l, s.qkv, qkv);
-    attend(l, qkv, s.out, s.lse, from == 0);
-    project(s.out, w.o, w.attentionNorm, s.attention, branch, from);
-    rmsNormForward(rows(s.x, from), rows(branch, from), rows(s.x2, from), norm(w.mlpNorm), c.rmsNormEps,
-                   rows(normed, from), rows(s.rstd2, from));
-    linear(rows(s.gateUp, from), rows(normed, from), w.gateUp);
-    lora.forward(rows(s.gateUp, from), rows(normed, from), w.gateUp);
-    swigluForward(c.activation, rows(s.gateUp, from), rows(h, from));
-    project(h, w.down, w.mlpOutNorm, s.mlp, branch, from);
-    pending = branch;
+    const Saved& s = saved_[l];
+    const at::Tensor& before = l == 0 ? s.x : saved_[l - 1].x2;
+    rmsNormForward(before, pending, s.x, norm(weights_.view.layers[l].inputNorm), c.rmsNormEps, scratch.normed,
+                   s.rstd1);
+    layerForward(l, batch, lora, attend, scratch, false);
+    pending = scratch.branch;
   }
   rmsNormForward(rows(saved_.back().x2, P), rows(pending, P), finalX_, norm(weights_.view.norm), c.rmsNormEps, hidden,
                  finalRstd_);
-  workspace_.release(scratch);
+  workspace_.release(mark);
   return hidden;
+}
+
+void Decoder::layerForward(int64_t l, const Batch& batch, const LoraPass& lora, const Attend& attend,
+                           const Scratch& scratch, bool again) const {
+  const ModelConfig& c = config_;
+  const LayerWeights& w = weights_.view.layers[l];
+  const Saved& s = saved_[l];
+  const auto& [normed, branch, h, rstd, rotated] = scratch;
+  const int64_t from = firstRow(batch, l);
+  auto live = [&](const at::Tensor& t) { return rows(t, from); };
+  at::Tensor none;
+  // y [T, H] = x w^T, through a norm of its own where branches have one; `raw` is what that normalises.
+  auto project = [&](const at::Tensor& x, const at::Tensor& weight, const at::Tensor& after, const at::Tensor& raw,
+                     const at::Tensor& y) {
+    auto to = live(c.branchNorms ? raw : y);
+    linear(to, live(x), weight);
+    lora.forward(to, live(x), weight);
+    if (c.branchNorms) rmsNormForward(to, none, none, norm(after), c.rmsNormEps, live(y), live(rstd));
+  };
+
+  linear(s.qkv, normed, w.qkv);
+  lora.forward(s.qkv, normed, w.qkv);
+  if (c.qkvBias) s.qkv.add_(w.qkvBias);
+  const at::Tensor& qkv = c.headNorm ? rotated : s.qkv;
+  finishQkv(l, s.qkv, qkv);
+  attend(l, qkv, s.out, s.lse, from == 0);
+  project(s.out, w.o, w.attentionNorm, s.attention, branch);
+  rmsNormForward(live(s.x), live(branch), live(s.x2), norm(w.mlpNorm), c.rmsNormEps, live(normed), live(s.rstd2));
+  linear(live(s.gateUp), live(normed), w.gateUp);
+  lora.forward(live(s.gateUp), live(normed), w.gateUp);
+  if (again && !c.branchNorms) return;
+  swigluForward(c.activation, live(s.gateUp), live(h));
+  project(h, w.down, w.mlpOutNorm, s.mlp, branch);
 }
 
 void Decoder::backward(const Batch& batch, const LoraPass& lora, const at::Tensor& dHidden) {
@@ -190,7 +211,7 @@ void Decoder::backward(const Batch& batch, const LoraPass& lora, const at::Tenso
   const int64_t q = c.heads * c.headDim, k = c.kvHeads * c.headDim;
   const auto dtype = weights_.dtype(), stats = computeType(dtype);
   const WeightViews& grads = weights_.gradView();
-  auto rows = [](const at::Tensor& t, int64_t from) { return t.narrow(0, from, t.size(0) - from); };
+  const Attend attend = attention(batch);
 
   auto scratch = workspace_.mark();
   auto take = [&](bool needed, at::IntArrayRef sizes) { return needed ? workspace_.take(sizes, dtype) : at::Tensor(); };
@@ -214,9 +235,13 @@ void Decoder::backward(const Batch& batch, const LoraPass& lora, const at::Tenso
   for (int64_t l = c.layers - 1; l >= 0; --l) {
     poll();
     const LayerWeights &w = weights_.view.layers[l], &g = grads.layers[l];
-    Saved& s = saved_[l];
-    int64_t from = firstRow(batch, l);
+    const Saved& s = saved_[l];
+    const int64_t from = firstRow(batch, l);
     auto live = [&](const at::Tensor& t) { return rows(t, from); };
+    if (!keeps(l)) {
+      rmsNormForward(s.x, none, none, norm(w.inputNorm), c.rmsNormEps, normed, s.rstd1);
+      layerForward(l, batch, lora, attend, {normed, dNormed, h, rstd, rotated}, true);
+    }
 
     // MLP: x' = x2 + down(swiglu(gateUp(norm(x2)))); gateUp is overwritten by its gradient.
     auto dMlp = throughNorm(s.mlp, w.mlpOutNorm, g.mlpOutNorm, from);

@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty_like.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/dispatch.h"
@@ -96,7 +97,7 @@ LogProbs Model::logProbs(const Batch& batch, const AdapterUse& use, bool perToke
   batch.validate(config_.vocabSize);
   workspace_.reset();
   PredictedRows rows(batch);
-  auto hidden = decoder_.forward(batch, pass(batch, use), false);
+  auto hidden = decoder_.forward(batch, pass(batch, use), 0);
   if (!rows.all) hidden = hidden.index_select(0, place(rows.rows, hidden.device()));
   auto output = head_.logProbs(hidden, weights_->view.head, place(rows.targets, hidden.device()), argmax);
   auto logp = output.logp.to(at::kCPU).to(at::kDouble);
@@ -122,8 +123,8 @@ at::Tensor Model::nextLogits(const Batch& batch, std::span<KeyValueCache* const>
   return head_.logits(hidden, weights_->view.head);
 }
 
-Accumulated Model::accumulate(const Batch& batch, const AdapterUse& use, const Objective& objective,
-                              double normalizer) {
+Accumulated Model::accumulate(const Batch& batch, const AdapterUse& use, const Objective& objective, double normalizer,
+                              int64_t keptLayers) {
   requireLanguageHead();
   batch.validate(config_.vocabSize);
   if (batch.contestGroups.empty())
@@ -141,7 +142,7 @@ Accumulated Model::accumulate(const Batch& batch, const AdapterUse& use, const O
   for (int32_t k : batch.groupOffsets) unitOffsets.push_back(rows.responseOffsets[k]);
 
   auto lora = pass(batch, use);
-  auto hidden = decoder_.forward(batch, lora, true);
+  auto hidden = decoder_.forward(batch, lora, std::max<int64_t>(1, keptLayers));
   auto dHidden = workspace_.take(hidden.sizes(), hidden.scalar_type());
   auto index = rows.all ? at::Tensor() : place(rows.rows, device);
   auto predicted = rows.all ? hidden : hidden.index_select(0, index);
@@ -184,7 +185,7 @@ Scores Model::score(const Batch& batch) {
     if (lasts[k] < gates[k]) fail("ERR_DATA", "conversation " + std::to_string(k) + " of the batch has no token");
   }
   workspace_.reset();
-  auto hidden = decoder_.forward(batch, pass(batch, {}), false);
+  auto hidden = decoder_.forward(batch, pass(batch, {}), 0);
   auto rows = [&](const std::vector<int64_t>& index) {
     return hidden.index_select(0, place(index, hidden.device())).to(at::kCPU).to(at::kDouble);
   };

@@ -1,5 +1,6 @@
 // A model and what a training step asks of it. Used from the engine thread only.
 #pragma once
+#include <limits>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -39,8 +40,10 @@ class Model {
         at::Device device = at::kCPU);
 
   LogProbs logProbs(const Batch& batch, const AdapterUse& use, bool perToken, bool argmax);
-  // Adds the gradient of the batch's objective to trained()->grad().
-  Accumulated accumulate(const Batch& batch, const AdapterUse& use, const Objective& objective, double normalizer);
+  // Adds the gradient of the batch's objective to trained()->grad(). keptLayers: how many layers keep all that backward
+  // reads (model/decoder.h); from 1, and more than there are means all.
+  Accumulated accumulate(const Batch& batch, const AdapterUse& use, const Objective& objective, double normalizer,
+                         int64_t keptLayers = std::numeric_limits<int64_t>::max());
   // Logits [responses, V] of the token after each response of a batch whose rows continue sequences
   // (model/cached_attention.h), valid until the next call.
   at::Tensor nextLogits(const Batch& batch, std::span<KeyValueCache* const> caches);

@@ -1,5 +1,5 @@
-// One parameter's AdamW update, and float32 masters in two halves of 16 bits (kernels/adamw.cpp is the definition of
-// the update; the halves exist on the GPU alone, where the working bfloat16 weights are the upper one).
+// One parameter's AdamW update, and float32 masters in two halves of 16 bits (kernels/adamw.cpp calls the
+// update, too; the halves exist on the GPU alone, where the working bfloat16 weights are the upper one).
 #pragma once
 #include "kernels/row/team.h"
 

@@ -1,6 +1,10 @@
 // The arithmetic of a kernel's row is written once, for a team of threads, and runs wherever the team does: a block or
 // a warp of a GPU, or SerialTeam, which plays a block's threads one after the other and combines their parts in the
 // block's own order. So that CPU tests run what the GPU runs. No torch header here, nor in what includes this.
+//
+// The CPU's kernels call what is one element's (adamwUpdate, draw, contest), and keep loops of their own beside what is
+// a team's: their sums and their exp and tanh are those of simd.h's vectors, which are the same on every instruction
+// set, and a lambda, as a team takes it, would not be compiled for the one that is there.
 #pragma once
 #include <cmath>
 #include <cstdint>
