@@ -1,4 +1,4 @@
-// K7, K8: the optimiser's passes over flat buffers. AdamW reads and writes each state once, the gradient's zeroing
+// The optimiser's passes over flat buffers. AdamW reads and writes each state once, the gradient's zeroing
 // included: 32 bytes a parameter, of which 8 are the master's two halves, read and written (row/adamw.h; a float32
 // master beside a bfloat16 weight would be 10). The clip factor is read where the norm left it, so that nothing waits
 // for the host. The norm reads 4 bytes a parameter: float64 sums of fixed chunks, then of those in a fixed tree, so the

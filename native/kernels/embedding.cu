@@ -1,4 +1,4 @@
-// K11: the embedding's gradient without atomics: a block a distinct token, whose rows it adds in their order, in
+// The embedding's gradient without atomics: a block a distinct token, whose rows it adds in their order, in
 // float32, from 2 bytes an element of dx to 8 of every embedding that occurs. The host sorts the ids, which it has.
 #include "kernels/launch.cuh"
 

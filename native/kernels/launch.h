@@ -24,14 +24,14 @@ constexpr int64_t normBlocks = 128;
 constexpr int64_t headNormWarps = 1024;
 constexpr int64_t normChunk = 65536;  // elements of a partial sum of gradientNorm
 
-// ---- logprob.cu (K1, K2)
+// ---- logprob.cu
 void softcap(Stream stream, Bf16* z, int64_t R, int64_t V, float cap);
 void logprobForward(Stream stream, const Bf16* z, int64_t R, int64_t V, const int32_t* targets, float* logp, float* lse,
                     uint8_t* argmax);
 void logprobBackward(Stream stream, Bf16* z, int64_t R, int64_t V, const int32_t* targets, const float* lse,
                      const float* g, float cap);
 
-// ---- rms_norm.cu (K3, K4); residual null: none. partial [normBlocks, H], null where dw is.
+// ---- rms_norm.cu; residual null: none. partial [normBlocks, H], null where dw is.
 void rmsForward(Stream stream, const Bf16* x, const Bf16* residual, Bf16* sum, const Bf16* w, float plus, float eps,
                 Bf16* y, float* rstd, int64_t T, int64_t H);
 void rmsBackward(Stream stream, const Bf16* dy, const Bf16* x, const Bf16* w, float plus, const float* rstd, Bf16* dx,
@@ -43,15 +43,15 @@ void headNormForward(Stream stream, const Bf16* x, int64_t ldX, const Bf16* w, f
 void headNormBackward(Stream stream, Bf16* dy, int64_t ldY, const Bf16* x, int64_t ldX, const Bf16* w, float plus,
                       float eps, float* dw, float* partial, int64_t T, int64_t heads, int64_t d);
 
-// ---- rope.cu (K5)
+// ---- rope.cu
 void rope(Stream stream, Bf16* x, int64_t ld, int64_t T, int64_t heads, int64_t headDim, int64_t d, const float* table,
           const int32_t* rows, int sign);
 
-// ---- swiglu.cu (K6)
+// ---- swiglu.cu
 void swigluForward(Stream stream, bool gelu, const Bf16* gateUp, Bf16* h, int64_t T, int64_t F);
 void swigluBackward(Stream stream, bool gelu, const Bf16* dh, Bf16* gateUp, Bf16* h, int64_t T, int64_t F);
 
-// ---- adamw.cu (K7, K8); clip: a device scalar, what the gradient is multiplied by. Nothing changes where it is not
+// ---- adamw.cu; clip: a device scalar, what the gradient is multiplied by. Nothing changes where it is not
 // finite. The masters are high and low (row/adamw.h).
 void adamwUpdate(Stream stream, Bf16* high, int16_t* low, float* grad, float* m, float* v, int64_t n,
                  const row::AdamWCoefficients<float>& coefficients, const double* clip);
@@ -62,11 +62,11 @@ void gradientNorm(Stream stream, const float* grad, int64_t n, double maxNorm, d
 void splitMaster(Stream stream, const float* master, Bf16* high, int16_t* low, int64_t n);
 void joinMaster(Stream stream, const Bf16* high, const int16_t* low, float* master, int64_t n);
 
-// ---- merge_lse.cu (K9)
+// ---- merge_lse.cu
 void mergeLse(Stream stream, Bf16* out, float* lse, const Bf16* out2, const float* lse2, int64_t R, int64_t heads,
               int64_t d);
 
-// ---- objective.cu (K10): the contests of the prompts [firstGroup, lastGroup), device pointers to what Batch holds
+// ---- objective.cu: the contests of the prompts [firstGroup, lastGroup), device pointers to what Batch holds
 struct Contests {
   const int32_t *groupOffsets, *rowOffsets, *lengths, *contestGroups, *contestOffsets, *contestResponses;
   const double *coefficients, *weights, *reference;  // reference null: none
@@ -76,7 +76,7 @@ void contests(Stream stream, const Contests& contests, const row::Objective& obj
               int64_t firstGroup, int64_t lastGroup, const float* logp, double* policy, double* gradient,
               double* losses, double* margins, float* dLogp);
 
-// ---- embedding.cu (K11): rows sorted by id; those of ids[u] are order[offsets[u]] .. order[offsets[u + 1] - 1]
+// ---- embedding.cu: rows sorted by id; those of ids[u] are order[offsets[u]] .. order[offsets[u + 1] - 1]
 void embeddingBackward(Stream stream, const Bf16* dx, const int32_t* ids, const int32_t* offsets, const int32_t* order,
                        int64_t unique, float* dWeight, int64_t H);
 

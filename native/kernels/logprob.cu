@@ -1,4 +1,4 @@
-// K1, K2: the head's log-probabilities and their gradient. A block of 512 threads owns a row of V logits. Forward finds
+// The head's log-probabilities and their gradient. A block of 512 threads owns a row of V logits. Forward finds
 // maximum and sum of exponentials in one reading (2 bytes a logit) and writes no softmax; backward turns the row into
 // its gradient in place (4 bytes a logit). Fused because the row is up to 256 KiB: every further pass over R x V logits
 // costs what the whole forward does. Deterministic: a fixed tree per row.

@@ -1,4 +1,4 @@
-// K9: two attentions over disjoint keys, merged; a warp a head. Reads both results and writes one: 6 bytes an element,
+// Two attentions over disjoint keys, merged; a warp a head. Reads both results and writes one: 6 bytes an element,
 // and 12 a head for the log-sum-exps. Elementwise: deterministic.
 #include "kernels/launch.cuh"
 #include "kernels/row/merge_lse.h"

@@ -1,4 +1,4 @@
-// K10: from log-probs to their gradient in one launch: a block a prompt sums its responses (fixed tree, float64), holds
+// From log-probs to their gradient in one launch: a block a prompt sums its responses (fixed tree, float64), holds
 // their contests, and spreads dLoss/dlogp over their rows; 8 bytes a row. The host would cost a round trip per chunk of
 // logits, in the middle of the head. Deterministic: a response meets its contests in order, in one thread.
 #include "kernels/launch.cuh"

@@ -1,4 +1,4 @@
-// K3, K4: RMSNorm with the residual's addition in front. Forward, a block a row: reads x and residual, writes sum and y
+// RMSNorm with the residual's addition in front. Forward, a block a row: reads x and residual, writes sum and y
 // (8 bytes an element; 4 without a residual); the second reading of the row comes from the cache. Backward reads dy, x
 // and dx, writes dx (8 bytes an element); its blocks, always 128, walk neighbouring rows and keep a partial dw each,
 // which a second kernel adds in order in float64: the same bits on every GPU. Fused since each of the 7 passes that

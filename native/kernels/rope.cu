@@ -1,4 +1,4 @@
-// K5: the rotation in place, a warp a head, 4 bytes a rotated element; the table's row comes from the cache. Not fused
+// The rotation in place, a warp a head, 4 bytes a rotated element; the table's row comes from the cache. Not fused
 // into a neighbour: the projection before it and attention behind it are the libraries'. Elementwise: deterministic.
 #include "kernels/launch.cuh"
 #include "kernels/row/rope.h"

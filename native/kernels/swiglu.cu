@@ -1,4 +1,4 @@
-// K6: SwiGLU and GeGLU on rows gate | up of 2F. Forward reads both halves and writes h: 6 bytes an element of h.
+// SwiGLU and GeGLU on rows gate | up of 2F. Forward reads both halves and writes h: 6 bytes an element of h.
 // Backward reads dh, gate and up, writes their gradients in place and h again, for the weight gradient of down_proj: 12
 // bytes, and F values a token less to keep. Elementwise: deterministic.
 #include "kernels/launch.cuh"
