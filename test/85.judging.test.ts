@@ -459,6 +459,7 @@ describe('a judge that fails in every way', () => {
       questions: 2 * ids.length,
     },
   };
+  const more = (seen: Seen) => (seen.body.logprobs ? logprobs(seen) : {});
   /** By the text of the question alone; a refusal in words has no verdict. */
   const text = ({ body }: Seen) => {
     const { content } = body.messages[1]!;
@@ -474,10 +475,10 @@ describe('a judge that fails in every way', () => {
   it.each(Object.entries(BENCHMARKS))(
     '%s: killed, ends with the judgments of a judge without faults, and none is made twice',
     async (_, { values, questions }) => {
-      const good = await serve({ more: logprobs, text });
+      const good = await serve({ more, text });
       const whole = runFile(good, values());
       const expected = JSON.parse((await succeed(['evaluate', '--config', whole.file, '--json'])).stdout);
-      const bad = await serve({ more: logprobs, text, chaos, latency: 5 });
+      const bad = await serve({ more, text, chaos, latency: 5 });
       const { file, out } = runFile(bad, { ...values(), judge: { concurrency: 3, max_retries: 40 } });
       const judged = () =>
         existsSync(`${out}/judgments.jsonl.part`) ? readJsonLines(`${out}/judgments.jsonl.part`).length : 0;
@@ -488,8 +489,9 @@ describe('a judge that fails in every way', () => {
       expect(found).toEqual(expected);
       expect(outcome(out)).toEqual(outcome(whole.out));
       expect(outcome(out)).toHaveLength(questions);
+      expect(found.n_null ?? found.nulls ?? found.dropped).toBeGreaterThan(0);
       // What was under way when it was killed was not written, and is all that was answered again.
-      expect(bad.answered - good.answered).toBeLessThanOrEqual(2 * 3);
+      expect(bad.answered - good.answered).toBeLessThanOrEqual(3);
     },
     120_000,
   );

@@ -136,9 +136,9 @@ export async function judge<V>(
       budget.settle(most, row.dollars ?? 0);
       done.set(question.id, row);
       shard.append(row);
+      shard.flush(); // it was paid for
       options.onJudged?.();
     });
-    shard.flush();
     if (stopped) {
       const judged = `${done.size} questions are judged for $${budget.spent.toFixed(2)}`;
       throw new WrpoError(
