@@ -232,6 +232,8 @@ describe('AlpacaEval', () => {
       gamed: path('df_gamed.csv'),
     };
     writeFileSync(path('controlled.yaml'), JSON.stringify(values));
+    const plan = await succeed(['evaluate', '--config', path('controlled.yaml'), '--dry-run', '--json']);
+    expect(JSON.parse(plan.stdout)).toMatchObject({ model: 'mine', requests: 0 });
     const { stdout } = await succeed(['evaluate', '--config', path('controlled.yaml'), '--json']);
     const found = JSON.parse(stdout);
     const reference = lc.lc.length_controlled_v1;

@@ -75,9 +75,10 @@ export function planned(
   model: string,
   work: { asked: Question[]; settings: { max_tokens: number } } | undefined,
 ): Results {
+  const what = { benchmark: config.benchmark, model };
+  if (!work) return { ...what, requests: 0 };
   if (!config.judge) throw lacking(config, 'judge');
-  const plan = work ? estimate(work.asked, { settings: work.settings, judge: config.judge }) : { requests: 0 };
-  return { benchmark: config.benchmark, model, ...plan };
+  return { ...what, ...estimate(work.asked, { settings: work.settings, judge: config.judge }) };
 }
 
 export function answers(

@@ -4,6 +4,8 @@ import { loadNative } from '../native/load.js';
 
 /** Of the logits that are held at once: on a GPU a chunk is meant to hold a few prompts' longest responses whole. */
 export const HEAD_CHUNK_BYTES: Readonly<Record<Device, number>> = { cpu: 256 * 2 ** 20, cuda: 2 ** 30 };
+/** By itself the head serves tests and small uses: the smaller bound everywhere. */
+const headChunkBytes = HEAD_CHUNK_BYTES.cpu;
 
 /**
  * log softmax(hidden · weightᵀ) at `targets`, without ever holding all logits.
@@ -16,7 +18,6 @@ export function selectedLogProbs(
   weight: Tensor,
   targets: Int32Array,
 ): Promise<{ logps: Tensor; lse: Tensor }> {
-  const headChunkBytes = HEAD_CHUNK_BYTES[hidden.device];
   return callNative(() => loadNative().selectedLogProbs({ hidden, weight, targets, headChunkBytes }));
 }
 
@@ -28,7 +29,6 @@ export function selectedLogProbsBackward(
   lse: Tensor,
   dLogps: Tensor,
 ): Promise<{ dHidden: Tensor; dWeight: Tensor }> {
-  const headChunkBytes = HEAD_CHUNK_BYTES[hidden.device];
   return callNative(() =>
     loadNative().selectedLogProbsBackward({ hidden, weight, targets, lse, dLogps, headChunkBytes }),
   );
