@@ -4,7 +4,7 @@ import { loadNative } from '../native/load.js';
 
 /** Of the logits that are held at once: on a GPU a chunk is meant to hold a few prompts' longest responses whole. */
 export const HEAD_CHUNK_BYTES: Readonly<Record<Device, number>> = { cpu: 256 * 2 ** 20, cuda: 2 ** 30 };
-/** By itself the head serves tests and small uses: the smaller bound everywhere. */
+/** By itself the head keeps to the smaller bound on every device. */
 const headChunkBytes = HEAD_CHUNK_BYTES.cpu;
 
 /**
