@@ -1,5 +1,6 @@
 /** What the readers of files share: a row before its shape is known, and how a file is said to be at fault. */
 import { isUtf8 } from 'node:buffer';
+import { readFileSync } from 'node:fs';
 import { WrpoError } from '../errors.js';
 
 /**
@@ -29,6 +30,15 @@ export function readFault(path: string, cause: unknown): WrpoError {
   const { code } = cause as NodeJS.ErrnoException;
   if (code === 'ENOENT') return fault(path, 'no such file', cause);
   return fault(path, `cannot be read: ${reasonOf(cause)}`, cause);
+}
+
+/** A file of text, whole. Throws ERR_DATA naming it. */
+export function readTextFile(path: string): string {
+  try {
+    return readFileSync(path, 'utf8');
+  } catch (cause) {
+    throw readFault(path, cause);
+  }
 }
 
 /** Why something cannot be read: a package's misstep over bytes that it did not expect says nothing of them. */

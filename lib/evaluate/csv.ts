@@ -1,18 +1,12 @@
 /** Comma-separated tables with a header, as pandas reads and writes them. */
-import { readFileSync } from 'node:fs';
 import { writeFileAtomic } from '../data/files.js';
-import { fault, readFault } from '../data/rows.js';
+import { fault, readTextFile } from '../data/rows.js';
 
 export type Table = Record<string, string>[];
 
 /** The rows of a file by column; a column without a name is called ''. Throws ERR_DATA naming the line that is too short. */
 export function readCsv(path: string): Table {
-  let text: string;
-  try {
-    text = readFileSync(path, 'utf8');
-  } catch (cause) {
-    throw readFault(path, cause);
-  }
+  const text = readTextFile(path);
   const [header, ...rows] = cellsOf(text.replace(/^\ufeff/, ''));
   if (!header) throw fault(path, 'is empty; expected a line of column names');
   return rows.map((cells, i) => {

@@ -1,7 +1,7 @@
 /** Finished runs, fusions and evaluations, as their directories hold them: what tables are made of. */
-import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { existsSync, readdirSync } from 'node:fs';
 import { basename, dirname, join, relative, resolve } from 'node:path';
-import { fault, readFault } from '../data/rows.js';
+import { fault, readTextFile } from '../data/rows.js';
 import { WrpoError } from '../errors.js';
 import type { ComparisonRow } from '../fuse/comparison.js';
 import { yaml } from '../packages.js';
@@ -234,21 +234,13 @@ function addEvaluation(run: FinishedRun, values: Values, path: string, { directo
 }
 
 const logProbsIn = (path: string, model: string): LogProbRow[] =>
-  text(path)
+  readTextFile(path)
     .split('\n')
     .flatMap((line, i) => (line.trim() === '' ? [] : [readLogProbRow(line, `${path} line ${i + 1}`, model)]));
 
-function text(path: string): string {
-  try {
-    return readFileSync(path, 'utf8');
-  } catch (cause) {
-    throw readFault(path, cause);
-  }
-}
-
 function read(path: string): unknown {
   try {
-    return yaml().parse(text(path)) ?? {}; // JSON is YAML
+    return yaml().parse(readTextFile(path)) ?? {}; // JSON is YAML
   } catch (cause) {
     if (cause instanceof WrpoError) throw cause;
     throw fault(path, `cannot be read: ${(cause as Error).message.split('\n')[0]}`, cause);

@@ -73,9 +73,9 @@ function leaderboard(runs: readonly FinishedRun[]): Table {
 }
 
 /** Which of y_ws and y_wt a run's objective leaves out, if it is one of Fig. 4's. */
-function leftOut({ config }: FinishedRun): 'y_ws' | 'y_wt' | 'nothing' | undefined {
-  const { loss_type, alpha, is_dynamic, chosen } = config ?? {};
-  if (loss_type === 'dpo' || loss_type === 'sigmoid') return chosen === 'source' ? 'y_wt' : 'y_ws';
+function leftOut(run: FinishedRun): 'y_ws' | 'y_wt' | 'nothing' | undefined {
+  const { loss_type, alpha, is_dynamic, chosen } = run.config ?? {};
+  if (isDpo(run)) return chosen === 'source' ? 'y_wt' : 'y_ws';
   if (loss_type !== 'wrpo') return undefined;
   if (is_dynamic === false && alpha === 0) return 'y_ws';
   return is_dynamic === false && alpha === 1 ? 'y_wt' : 'nothing';
@@ -168,7 +168,7 @@ function times(runs: readonly FinishedRun[]): Table {
   const countOf = ({ selection }: FinishedRun) => selection?.sources.length;
   const rows = timed.map((run): Cell[] => {
     const { loss_type } = run.config ?? {};
-    const dpo = timed.find(({ config, ...one }) => isDpo(config) && countOf({ config, ...one }) === countOf(run));
+    const dpo = timed.find((one) => isDpo(one) && countOf(one) === countOf(run));
     const seconds = run.metrics.train_runtime!;
     const more = dpo && loss_type !== 'sft' ? measured(increase(dpo.metrics.train_runtime!, seconds), 2) : '';
     return [run.name, String(countOf(run) ?? ''), measured(seconds / 60, 1), more];
@@ -176,8 +176,7 @@ function times(runs: readonly FinishedRun[]): Table {
   return { title: 'Training time (Table 8)', columns: ['run', 'sources', 'minutes', '% above DPO'], rows };
 }
 
-const isDpo = (config: FinishedRun['config']): boolean =>
-  config?.loss_type === 'sigmoid' || config?.loss_type === 'dpo';
+const isDpo = ({ config }: FinishedRun): boolean => config?.loss_type === 'sigmoid' || config?.loss_type === 'dpo';
 
 /** Table 1: from which source the best response came, and Table 10's mean scores. */
 function responses(fusions: readonly FinishedFusion[]): Table {

@@ -1,9 +1,9 @@
 /** What evaluations share: answers, judgments, files. */
 import { createHash } from 'node:crypto';
-import { existsSync, mkdirSync, readFileSync } from 'node:fs';
+import { existsSync, mkdirSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { writeFileAtomic } from '../data/files.js';
-import { fault, readFault } from '../data/rows.js';
+import { fault, readTextFile } from '../data/rows.js';
 import { readSource } from '../data/source.js';
 import { WrpoError } from '../errors.js';
 import { answersOf } from './answers.js';
@@ -116,12 +116,8 @@ export const stampsOf = ({ judge: name, prompt_sha256, date }: JudgedRow<unknown
 export const sha256 = (text: string): string => createHash('sha256').update(text).digest('hex');
 
 export function readText(path: string): { text: string; hash: string } {
-  try {
-    const text = readFileSync(path, 'utf8');
-    return { text, hash: sha256(text) };
-  } catch (cause) {
-    throw readFault(path, cause);
-  }
+  const text = readTextFile(path);
+  return { text, hash: sha256(text) };
 }
 
 /** All rows of a file. */

@@ -24,7 +24,7 @@ import type { MemoryPlan } from './memory-plan.js';
 import { type Objective, objectiveOf, type Terms, termsOf } from './objective.js';
 import { progressBar } from './progress.js';
 import { hashRows, logProbsOf, type ReferenceColumn, referenceColumn } from './reference.js';
-import { describePlan, planRun } from './run-memory.js';
+import { describePlan, freeMemory, planRun } from './run-memory.js';
 
 export interface DataOptions {
   /**
@@ -147,8 +147,9 @@ export async function prepare(
   const fingerprint = await model.fingerprint();
   const referenceUse = { adapters: !args.usePeft };
   const referenceFingerprint = await (refModel ? refModel.fingerprint() : model.fingerprint(referenceUse));
-  const memory = planRun({ model, refModel, rows: train.rows, roles }, args);
-  const words = describePlan(memory, model, args);
+  const free = freeMemory(model);
+  const memory = planRun({ model, refModel, rows: train.rows, roles }, args, free);
+  const words = describePlan(memory, model, args, free);
   if (words !== undefined) say(words);
   return {
     ...{ model, tokenizer, refModel, roles, termsAt, usesAlpha, referenceUse, memory },

@@ -13,7 +13,7 @@ import { forecast, gib, type MemoryPlan } from './memory-plan.js';
 export function planRun(
   { model, refModel, rows, roles }: { model: Model; refModel?: Model; rows: EncodedRow[]; roles: readonly Role[] },
   args: TrainingArgs,
-  free = freeMemory(model),
+  free: number,
 ): MemoryPlan {
   // What this process' tensors take already is part of what the run needs.
   return forecast(model.config, largestMicrobatch(model, rows, roles, args), free + model.memory().current, {
@@ -58,14 +58,14 @@ function largestMicrobatch(
 }
 
 /** On the CPU what the system calls available, within the limit of a container, of which other processes are not counted. */
-function freeMemory({ device }: Model): number {
+export function freeMemory({ device }: Model): number {
   if (device === 'cuda') return loadNative().info().gpu?.free ?? 0;
   const limit = process.constrainedMemory();
   return Math.min(freemem(), limit > 0 ? limit - process.memoryUsage.rss() : Number.POSITIVE_INFINITY);
 }
 
 /** The line before the run: on a GPU always, on the CPU where memory is not enough to keep all layers. */
-export function describePlan(plan: MemoryPlan, model: Model, args: TrainingArgs, free = freeMemory(model)) {
+export function describePlan(plan: MemoryPlan, model: Model, args: TrainingArgs, free: number) {
   const available = free + model.memory().current;
   const again = plan.layers - plan.keptLayers;
   const name = (model.device === 'cuda' && loadNative().info().gpu?.name) || 'memory';
