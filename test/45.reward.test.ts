@@ -1,6 +1,7 @@
 /**
  * ArmoRM: fixtures/armorm holds a head alone with its outputs in float64, and two tiny models with what transformers'
- * LlamaModel and that head make of conversations. Float32 results may be as far from float64 as twice those of PyTorch.
+ * LlamaModel and that head make of conversations. Float32 results may be as far from float64 as twice those of PyTorch, of
+ * which fixtures/float32.json holds the farthest.
  */
 import { copyFileSync, cpSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -128,6 +129,7 @@ describe('whole models', () => {
   // The spellings of transformers 5 and 4.
   describe.each(['config.json', 'config.v4.json'])('%s', (config) => {
     const expected = readJson(join(LIKE, 'expected.json'));
+    const farthest = readJson(join(FIXTURES, 'float32.json'))['armorm/like'];
     const oracle = readValues(join(LIKE, 'expected.safetensors'));
     const directory = path(`like-${config}`);
     const rows = (name: string) => {
@@ -160,7 +162,7 @@ describe('whole models', () => {
       const found = await model.score(conversations);
       for (const [key, name] of Object.entries(outputs)) {
         const exact = oracle.get(`${name}_f64`)!.values;
-        const noise = maxAbsDifference(oracle.get(name)!.values, exact);
+        const noise = dtype === 'float64' ? maxAbsDifference(oracle.get(name)!.values, exact) : farthest[name];
         const error = maxAbsDifference(
           found.flatMap((one) => one[key as keyof Score]),
           exact,
