@@ -26,8 +26,8 @@ export interface MemoryOptions {
   device?: Device;
   /** As in training arguments: `true` keeps the last layer alone, `false` all, `auto` as many as fit. */
   checkpointing?: boolean | 'auto';
-  /** A second model, where the reference is not computed beforehand. */
-  residentReference?: boolean;
+  /** A second model, where the reference is not computed beforehand: loaded frozen, or with masters that it never needs. */
+  residentReference?: boolean | 'with masters';
   /** The adapters' parameters, where only they are trained, and their rank. */
   adapters?: { parameters: number; rank: number };
   /** Unshared prompts' rows predict nothing: the head works on copies of the others. */
@@ -127,7 +127,8 @@ export function forecast(c: ModelShape, tokens: number, available: number, optio
   const bytes = layerBytes(c, options);
   const { frozen, mastered, trained } = stateBytes(options);
   const states = adapters ? frozen * parameters + trained * adapters.parameters : trained * parameters;
-  const reference = options.residentReference ? mastered * parameters : 0;
+  const held = options.residentReference === 'with masters' ? mastered : frozen;
+  const reference = options.residentReference ? held * parameters : 0;
   const logits = Math.min(HEAD_CHUNK_BYTES[device], element * c.vocabSize * tokens);
   const workspace = Math.max(tokens * bytes.scratch, logits);
   // The last hidden states, their gradient, and what the final norm reads; of some rows copies of the first two.
