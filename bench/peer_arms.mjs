@@ -3,6 +3,7 @@
  * --arms. First the gate: losses of ln 2, and gradients that agree with those of the plain recipe in float32. Then rounds,
  * a line a run; then a line for every pair, and one for what WRPO costs beside DPO.
  */
+import { spawnSync } from 'node:child_process';
 import { readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { fail, here, lastLine, ownRun, print, pythonPeer, summary } from './peer_process.mjs';
@@ -49,6 +50,7 @@ export function compareArms(setting, scratch) {
     arms.filter((arm) => arm.losses.includes(loss)).map((arm) => ({ ...arm, loss, results: [] })),
   );
   for (let round = 0; round < rounds; round++) {
+    if (device === 'cuda') print({ preset, round, gpu: gpuState() });
     for (const { name, loss, run, results } of runs) {
       const result = run(context, loss, round);
       requireStart(context, `${name}, ${loss}`, result.losses[0]);
@@ -158,6 +160,13 @@ function readRows(data) {
     const { prompt, source_chosen, target_chosen, rejected } = JSON.parse(line);
     return { prompt: prompt.length, responses: [source_chosen, target_chosen, rejected].map((ids) => ids.length) };
   });
+}
+
+/** Name, driver, clock and temperature, as nvidia-smi says them. */
+function gpuState() {
+  const query = '--query-gpu=name,driver_version,clocks.sm,temperature.gpu';
+  const { stdout } = spawnSync('nvidia-smi', ['-i', '0', query, '--format=csv,noheader'], { encoding: 'utf8' });
+  return stdout?.trim() ?? 'nvidia-smi is not there';
 }
 
 function printRatio({ preset, checkpointing }, mine, other) {

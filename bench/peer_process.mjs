@@ -14,6 +14,8 @@ export function pythonPeer({ python, preset, device = 'cpu', threads }) {
     GLIBC_TUNABLES:
       'glibc.malloc.mmap_threshold=4294967295:glibc.malloc.trim_threshold=4294967295:glibc.malloc.top_pad=268435456',
     PYTHONDONTWRITEBYTECODE: '1',
+    // One GPU, the one this package takes: with more, transformers would split batches over them.
+    CUDA_VISIBLE_DEVICES: (process.env.CUDA_VISIBLE_DEVICES ?? '0').split(',')[0],
   };
   const script = [here('bench_peer.py'), '--preset', preset, '--device', device, '--threads', threads];
   return (...args) => lastLine(python, [...script, ...args], env);

@@ -1,12 +1,14 @@
 /** Layers that are computed again in backward: the same bits, in the memory that was forecast. */
 import { afterEach, describe, expect, it } from 'vitest';
+import { parseModelConfig } from '../lib/model/config.ts';
 import { Model, type ModelOptions } from '../lib/model/model.ts';
 import type { AccumulateOptions, ComputeDtype } from '../lib/native/addon.ts';
 import { AdamW } from '../lib/train/adamw.ts';
 import { resolveArgs } from '../lib/train/args.ts';
-import { forecast } from '../lib/train/memory-plan.ts';
+import { forecast, parameterCount } from '../lib/train/memory-plan.ts';
 import { formOf, type Objective } from '../lib/train/objective.ts';
 import { describePeak, describePlan, planRun } from '../lib/train/run-memory.ts';
+import { Trainer } from '../lib/train/trainer.ts';
 import {
   batchOf,
   copies,
@@ -164,12 +166,12 @@ describe('a run', () => {
   const GIB = 2 ** 30;
   let model: Model | undefined;
   afterEach(() => model?.close());
-  const planOf = async (free: number, changes: object = {}, options: ModelOptions = {}) => {
+  const planOf = async (free: number, changes: object = {}, options: ModelOptions = {}, refModel?: Model) => {
     await model?.close();
     model = await Model.create({ ...BIG, model_type: 'llama' }, options);
     const rows = [quadruple(randomOf(1), 100, [400, 500, 300], 64), quadruple(randomOf(2), 100, [40, 50, 30], 64)];
     const args = resolveArgs({ outputDir: '', microbatchTokens: 600, ...changes });
-    const plan = planRun({ model, rows, roles: PREFERENCE_ROLES }, args, free);
+    const plan = planRun({ model, refModel, rows, roles: PREFERENCE_ROLES }, args, free);
     return { plan, words: describePlan(plan, model, args, free), held: model.memory().current };
   };
   const BIG = {
@@ -211,6 +213,35 @@ describe('a run', () => {
     const [inputs, outputs] = [64, 64 + 32];
     expect(plan.states).toBe((full.states / 16) * 4 + 16 * 9 * 8 * (2 * inputs + outputs));
     expect(plan.tokens).toBe(3 * 99 + 1200);
+  });
+
+  it('counts a resident reference as it was loaded', async () => {
+    const config = { ...BIG, model_type: 'llama' };
+    const parameters = parameterCount(parseModelConfig(config));
+    for (const [frozen, bytes] of [
+      [true, 2],
+      [false, 6],
+    ] as const) {
+      await using reference = await Model.create(config, { dtype: 'bfloat16', frozen });
+      const { plan } = await planOf(GIB, {}, { dtype: 'bfloat16' }, reference);
+      expect(plan.reference).toBe(bytes * parameters);
+    }
+  });
+
+  it('takes a reference without its masters', async () => {
+    const dir = path('wide');
+    await using wide = await Model.create({ ...BIG, vocab_size: 199, model_type: 'llama' }, { dtype: 'bfloat16' });
+    await wide.save(dir);
+    const bytes = 2 * parameterCount(wide.config);
+    const held = async (refModel?: string) => {
+      const args = { outputDir: path(`held ${refModel}`), dtype: 'bfloat16', maxSteps: 1, disableTqdm: true } as const;
+      await using trainer = new Trainer({ model: dir, refModel, trainDataset: rows, args });
+      await trainer.train();
+      return wide.memory().current;
+    };
+    const without = await held();
+    expect((await held(dir)) - without).toBeGreaterThan(0.99 * bytes);
+    expect((await held(dir)) - without).toBeLessThan(1.05 * bytes);
   });
 
   it('on a GPU is compared with its forecast afterwards', async () => {
