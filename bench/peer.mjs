@@ -55,18 +55,18 @@ const { threads } = values;
 const dtype = values.dtype ?? (device === 'cuda' ? 'bfloat16' : 'float32');
 const rounds = Number(values.rounds ?? (arms ? 3 : 5));
 
+let scratch = '';
+process.on('exit', () => rmSync(scratch, { recursive: true, force: true })); // also of a comparison that fails
+
 for (const one of values.preset ? [values] : arms ? GPU_SUITE : SUITE) {
-  const scratch = mkdtempSync(join(tmpdir(), 'wrpo-peer-'));
-  try {
-    const rows = values.rows ?? (arms && device === 'cuda' ? 96 : ROWS[one.preset]);
-    if (arms) {
-      const { preset, 'no-checkpointing': kept = false } = one;
-      const maxLength = values['max-length'] ?? (device === 'cuda' ? '2048' : '1024');
-      compareArms({ python, preset, device, dtype, rows, maxLength, rounds, threads, checkpointing: !kept }, scratch);
-    } else compare({ flat: false, rows, ...one, dtype: one.dtype ?? dtype }, scratch);
-  } finally {
-    rmSync(scratch, { recursive: true, force: true });
-  }
+  scratch = mkdtempSync(join(tmpdir(), 'wrpo-peer-'));
+  const rows = values.rows ?? (arms && device === 'cuda' ? 96 : ROWS[one.preset]);
+  if (arms) {
+    const { preset, 'no-checkpointing': kept = false } = one;
+    const maxLength = values['max-length'] ?? (device === 'cuda' ? '2048' : '1024');
+    compareArms({ python, preset, device, dtype, rows, maxLength, rounds, threads, checkpointing: !kept }, scratch);
+  } else compare({ flat: false, rows, ...one, dtype: one.dtype ?? dtype }, scratch);
+  rmSync(scratch, { recursive: true, force: true });
 }
 
 function compare({ preset, mode, flat, dtype, rows }, scratch) {
