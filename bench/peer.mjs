@@ -7,7 +7,7 @@
  * node bench/peer.mjs [--preset nano|tiny|small] [--mode wrpo|trl-dpo] [--flat] [--dtype float32|bfloat16] [--rounds 5]
  *   [--rows N]
  * node bench/peer.mjs --device cuda | --arms --preset nano|tiny|small|llama-3.2-1b|llama-3.2-3b [--no-checkpointing]
- *   [--dtype float32|bfloat16] [--rounds 3] [--rows N] [--max-length N]
+ *   [--flat] [--dtype float32|bfloat16] [--rounds 3] [--rows N] [--max-length N]
  */
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -48,9 +48,9 @@ const gpu = info().gpu;
 const device = values.device ?? (gpu && !values.preset ? 'cuda' : 'cpu');
 if (device === 'cuda' && !gpu)
   fail('--device cuda: there is no usable GPU, or no core for it: `wrpo doctor` says which');
-const python = peerPython(device);
 const arms = values.arms || device === 'cuda';
 if (arms && device === 'cpu' && !values.preset) fail('--arms on the CPU needs a --preset, such as nano');
+const python = peerPython(device);
 const { threads } = values;
 const dtype = values.dtype ?? (device === 'cuda' ? 'bfloat16' : 'float32');
 const rounds = Number(values.rounds ?? (arms ? 3 : 5));
@@ -64,7 +64,8 @@ for (const one of values.preset ? [values] : arms ? GPU_SUITE : SUITE) {
   if (arms) {
     const { preset, 'no-checkpointing': kept = false } = one;
     const maxLength = values['max-length'] ?? (device === 'cuda' ? '2048' : '1024');
-    compareArms({ python, preset, device, dtype, rows, maxLength, rounds, threads, checkpointing: !kept }, scratch);
+    const given = { python, preset, device, dtype, rows, maxLength, rounds, threads };
+    compareArms({ ...given, flat: values.flat, checkpointing: !kept }, scratch);
   } else compare({ flat: false, rows, ...one, dtype: one.dtype ?? dtype }, scratch);
   rmSync(scratch, { recursive: true, force: true });
 }

@@ -26,7 +26,7 @@ const ARMS = [
   { name: 'ours', run: (...args) => ours(true, ...args), losses: BOTH, own: true },
 ];
 
-/** `setting`: python, preset, device, dtype, rows, maxLength, rounds, threads, checkpointing. */
+/** `setting`: python, preset, device, dtype, rows, flat, maxLength, rounds, threads, checkpointing. */
 export function compareArms(setting, scratch) {
   const { python, preset, device, dtype, checkpointing, rounds } = setting;
   const context = {
@@ -35,6 +35,10 @@ export function compareArms(setting, scratch) {
     ...{ data: join(scratch, 'rows.jsonl'), model: join(scratch, 'model'), scratch },
     ...(device === 'cuda' ? { microbatchTokens: 8192, accumulate: 8 } : { microbatchTokens: 2048, accumulate: 4 }),
   };
+  const step = 2 * context.accumulate;
+  if (setting.rows < 2 * step || setting.rows % step !== 0) {
+    fail(`--rows ${setting.rows}: expected a multiple of ${step}, the rows of a step, and two steps at least`);
+  }
   const versions = lastLine(python, [here('bench_peer.py'), '--versions']);
   const arms = ARMS.filter(({ checkpointed }) => checkpointing || !checkpointed).filter(({ name, needs }) => {
     const there = !needs || (versions.trl && versions[needs]);
@@ -143,8 +147,8 @@ function requireStart({ dtype }, what, loss) {
 }
 
 /** Rows to train on and for the gate; what there is to save with them. */
-function makeRows({ peer, rows, maxLength, data, scratch }) {
-  peer('--make-data', data, '--rows', String(rows), '--max-length', maxLength);
+function makeRows({ peer, rows, flat, maxLength, data, scratch }) {
+  peer('--make-data', data, '--rows', String(rows), '--max-length', maxLength, ...(flat ? ['--flat'] : []));
   peer('--make-data', join(scratch, 'gate.jsonl'), '--rows', '4', '--seed', '1', '--max-length', maxLength);
   const all = readRows(data);
   const deciles = (list) =>
