@@ -1,27 +1,34 @@
 /**
- * `npm run bench:peer`: this package and a Python peer (bench_peer.py) train the same token ids from the same weights,
- * alternating, every run in a fresh process; the ratio of real tokens per second and of peak memory is printed as median,
- * worst and spread, one JSON line a comparison. The peer runs as fast as it can be made to: passive OpenMP waiting and a
- * tuned allocator. Without options: every comparison of SUITE.
+ * `npm run bench:peer`: this package and Python peers (bench_peer.py) train the same token ids from the same weights,
+ * alternating, every run in a fresh process; ratios of real tokens per second and of peak memory are printed as median,
+ * worst and spread, one JSON line a comparison. Without options: on the CPU every comparison of SUITE, and where there is
+ * a GPU those of peer_arms.mjs.
  *
  * node bench/peer.mjs [--preset nano|tiny|small] [--mode wrpo|trl-dpo] [--flat] [--dtype float32|bfloat16] [--rounds 5]
  *   [--rows N]
+ * node bench/peer.mjs --device cuda | --arms --preset nano|tiny|small|llama-3.2-1b|llama-3.2-3b [--no-checkpointing]
+ *   [--flat] [--dtype float32|bfloat16] [--rounds 3] [--rows N] [--max-length N]
  */
-import { execFileSync, spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import { info } from '../dist/index.js';
+import { compareArms, GPU_SUITE } from './peer_arms.mjs';
+import { fail, ownRun, peerPython, print, pythonPeer, summary } from './peer_process.mjs';
 
 const { values } = parseArgs({
   options: {
+    device: { type: 'string' },
+    arms: { type: 'boolean', default: false },
     preset: { type: 'string' },
     mode: { type: 'string', default: 'wrpo' },
     flat: { type: 'boolean', default: false },
-    dtype: { type: 'string', default: 'float32' },
-    rounds: { type: 'string', default: '5' },
+    'no-checkpointing': { type: 'boolean', default: false },
+    dtype: { type: 'string' },
+    rounds: { type: 'string' },
     rows: { type: 'string' },
+    'max-length': { type: 'string' },
     threads: { type: 'string', default: '2' },
   },
 });
@@ -36,51 +43,52 @@ const SUITE = [
   { preset: 'tiny', mode: 'trl-dpo', flat: true },
   { preset: 'tiny', mode: 'wrpo', dtype: 'bfloat16' },
 ];
-const here = (name) => fileURLToPath(new URL(name, import.meta.url));
-const python = process.env.WRPO_PEER_PYTHON ?? here('../.peer/bin/python');
-if (!process.env.WRPO_PEER_PYTHON && !existsSync(here('../.peer/complete'))) installPeer();
 
-const tuned = {
-  ...process.env,
-  OMP_WAIT_POLICY: 'passive',
-  OMP_NUM_THREADS: values.threads,
-  GLIBC_TUNABLES:
-    'glibc.malloc.mmap_threshold=4294967295:glibc.malloc.trim_threshold=4294967295:glibc.malloc.top_pad=268435456',
-};
-const ours = { ...process.env, OMP_NUM_THREADS: values.threads };
+const gpu = info().gpu;
+const device = values.device ?? (gpu && !values.preset ? 'cuda' : 'cpu');
+if (device === 'cuda' && !gpu)
+  fail('--device cuda: there is no usable GPU, or no core for it: `wrpo doctor` says which');
+const arms = values.arms || device === 'cuda';
+if (arms && device === 'cpu' && !values.preset) fail('--arms on the CPU needs a --preset, such as nano');
+const python = peerPython(device);
+const { threads } = values;
+const dtype = values.dtype ?? (device === 'cuda' ? 'bfloat16' : 'float32');
+const rounds = Number(values.rounds ?? (arms ? 3 : 5));
 
-for (const one of values.preset ? [values] : SUITE) {
-  const scratch = mkdtempSync(join(tmpdir(), 'wrpo-peer-'));
-  try {
-    compare({ flat: false, dtype: values.dtype, rows: values.rows ?? ROWS[one.preset], ...one }, scratch);
-  } finally {
-    rmSync(scratch, { recursive: true, force: true });
-  }
+let scratch = '';
+process.on('exit', () => rmSync(scratch, { recursive: true, force: true })); // also of a comparison that fails
+
+for (const one of values.preset ? [values] : arms ? GPU_SUITE : SUITE) {
+  scratch = mkdtempSync(join(tmpdir(), 'wrpo-peer-'));
+  const rows = values.rows ?? (arms && device === 'cuda' ? 96 : ROWS[one.preset]);
+  if (arms) {
+    const { preset, 'no-checkpointing': kept = false } = one;
+    const maxLength = values['max-length'] ?? (device === 'cuda' ? '2048' : '1024');
+    const given = { python, preset, device, dtype, rows, maxLength, rounds, threads };
+    compareArms({ ...given, flat: values.flat, checkpointing: !kept }, scratch);
+  } else compare({ flat: false, rows, ...one, dtype: one.dtype ?? dtype }, scratch);
+  rmSync(scratch, { recursive: true, force: true });
 }
 
 function compare({ preset, mode, flat, dtype, rows }, scratch) {
   const data = join(scratch, 'rows.jsonl');
-  const one = join(scratch, 'one.jsonl');
   const model = join(scratch, 'model');
-  mkdirSync(model);
-  const script = (...args) => [here('bench_peer.py'), '--preset', preset, '--threads', values.threads, ...args];
-  const peer = (...args) => lastLine(python, script(...args), tuned);
-  execFileSync(python, script('--make-data', data, '--rows', String(rows), ...(flat ? ['--flat'] : [])));
-  // The first run writes the weights; with rows for one step it is cheap, and not counted.
-  execFileSync(python, script('--make-data', one, '--rows', '8', '--max-length', '64'));
-  peer('--data', one, '--mode', 'wrpo', '--dtype', dtype, '--save-model', model);
+  const peer = pythonPeer({ python, preset, threads });
+  peer('--make-data', data, '--rows', String(rows), ...(flat ? ['--flat'] : []));
+  peer('--make-model', model, '--dtype', dtype);
 
   const ratios = { speed: [], memory: [] };
   const settings = ['--data', data, '--mode', mode, '--dtype', dtype, '--model', model, '--tmp', join(scratch, 'trl')];
-  for (let round = 0; round < Number(values.rounds); round++) {
+  for (let round = 0; round < rounds; round++) {
     const theirs = peer(...settings, ...(mode === 'trl-dpo' ? ['--precompute'] : []));
-    const run = [here('peer_run.mjs'), data, model, mode, dtype, join(scratch, `run${round}`)];
-    const mine = lastLine(process.execPath, run, ours);
-    ratios.speed.push(mine.tokens_per_s / theirs.tokens_per_s);
+    const mine = ownRun({ data, model, mode, dtype, threads, out: join(scratch, `run${round}`) });
+    // The authors' recipe computes the reference within every step, TRL before training: ours is counted with the former.
+    const rate = mode === 'wrpo' ? mine.tokens_per_s_with_reference : mine.tokens_per_s;
+    ratios.speed.push(rate / theirs.tokens_per_s);
     ratios.memory.push(mine.peak_rss_mb / theirs.peak_rss_mb);
     const drift = Math.max(...mine.losses.map((loss, i) => Math.abs(loss - theirs.losses[i])));
     print({
-      ...{ round, preset, mode, dtype, wrpo: mine.tokens_per_s, peer: theirs.tokens_per_s },
+      ...{ round, preset, mode, dtype, wrpo: rate, peer: theirs.tokens_per_s },
       ...{ wrpo_rss_mb: mine.peak_rss_mb, peer_rss_mb: theirs.peak_rss_mb },
       ...(mode === 'wrpo' && { loss_drift: drift }), // TRL takes the rows in another order
     });
@@ -89,38 +97,4 @@ function compare({ preset, mode, flat, dtype, rows }, scratch) {
     ...{ preset, mode, flat, dtype, rows: Number(rows) },
     ...{ speed_ratio: summary(ratios.speed, 'min'), memory_ratio: summary(ratios.memory, 'max') },
   });
-}
-
-function print(figures) {
-  console.log(JSON.stringify(figures));
-}
-
-function summary(list, worst) {
-  const sorted = [...list].sort((a, b) => a - b);
-  const digits = (x) => Number(x.toFixed(3));
-  return {
-    median: digits(sorted[sorted.length >> 1]),
-    worst: digits(worst === 'min' ? sorted[0] : sorted.at(-1)),
-    spread: digits(sorted.at(-1) - sorted[0]),
-  };
-}
-
-function lastLine(command, args, env) {
-  const result = spawnSync(command, args, {
-    env,
-    encoding: 'utf8',
-    maxBuffer: 1 << 28,
-    stdio: ['ignore', 'pipe', 'pipe'],
-  });
-  if (result.status !== 0) throw new Error(`${command} ${args.join(' ')} failed:\n${result.stderr.slice(-2000)}`);
-  return JSON.parse(result.stdout.trim().split('\n').at(-1));
-}
-
-function installPeer() {
-  console.error('installing the peer (torch, transformers, trl) into .peer …');
-  execFileSync('python3', ['-m', 'venv', here('../.peer')], { stdio: 'inherit' });
-  const packages = ['torch==2.13.0+cpu', 'trl==1.13.0', 'transformers<6', 'accelerate', 'datasets'];
-  const index = ['--extra-index-url', 'https://download.pytorch.org/whl/cpu'];
-  execFileSync(here('../.peer/bin/pip'), ['install', '-q', ...index, ...packages], { stdio: 'inherit' });
-  writeFileSync(here('../.peer/complete'), '');
 }

@@ -1,7 +1,10 @@
-/** One run of this package as bench/peer.mjs times it: rows, model, mode, dtype, output directory; prints one JSON line. */
+/**
+ * One run of this package as peer_process.mjs starts it: rows, model, mode, dtype, output directory, and as JSON training
+ * arguments that differ from these; prints one JSON line. The final model is not saved, as the peers' are not.
+ */
 import { Trainer } from '../dist/index.js';
 
-const [trainDataset, model, mode, dtype, outputDir] = process.argv.slice(2);
+const [trainDataset, model, mode, dtype, outputDir, others] = process.argv.slice(2);
 const trainer = new Trainer({
   model,
   trainDataset,
@@ -18,6 +21,7 @@ const trainer = new Trainer({
     loggingSteps: 1,
     disableTqdm: true,
     maxLength: 4096,
+    ...JSON.parse(others),
   },
 });
 let referenceSeconds = 0;
@@ -26,23 +30,31 @@ trainer.on('reference', ({ seconds }) => {
 });
 const losses = [];
 const steps = [];
-let previous;
-for await (const { metrics, tokens } of trainer.steps()) {
+let previous = Number.NaN;
+for await (const { step, totalSteps, metrics, tokens } of trainer.steps()) {
   const now = performance.now();
-  // The first step warms up, as the peer's does.
-  if (previous !== undefined) steps.push({ seconds: (now - previous) / 1000, tokens });
+  steps.push({ seconds: (now - previous) / 1000, tokens });
   losses.push(metrics.loss);
+  if (step === totalSteps) break;
   previous = performance.now();
 }
-const sum = (key) => steps.reduce((total, step) => total + step[key], 0);
-// The authors' recipe computes the reference within every step, TRL before training: ours is counted with the former.
-const reference = mode === 'wrpo' ? (referenceSeconds * steps.length) / (steps.length + 1) : 0;
+const sum = (list, key) => list.reduce((total, step) => total + step[key], 0);
+// The first step warms up, as the peers' does.
+const timed = steps.slice(1);
+const [tokens, seconds] = [sum(timed, 'tokens'), sum(timed, 'seconds')];
+const reference = (referenceSeconds * timed.length) / steps.length;
+const sorted = timed.map((step) => step.seconds).sort((a, b) => a - b);
+const policy = await trainer.model();
 console.log(
   JSON.stringify({
-    tokens_per_s: Number((sum('tokens') / (sum('seconds') + reference)).toFixed(1)),
-    step_s: Number((sum('seconds') / steps.length).toFixed(4)),
+    tokens: Math.round(sum(steps, 'tokens') / steps.length),
+    tokens_per_s: Number((tokens / seconds).toFixed(1)),
+    tokens_per_s_with_reference: Number((tokens / (seconds + reference)).toFixed(1)),
+    seconds: Number(seconds.toFixed(4)),
+    step_s: Number(sorted[sorted.length >> 1].toFixed(4)),
     reference_s: Number(referenceSeconds.toFixed(3)),
     peak_rss_mb: Math.round(process.resourceUsage().maxRSS / 1024),
+    ...(policy.device === 'cuda' && { peak_gpu_mb: Math.round(policy.memory().peak / 2 ** 20) }),
     losses,
   }),
 );

@@ -8,6 +8,7 @@
 #include "kernels/dispatch.h"
 #include "kernels/kernels.h"
 #include "kernels/row/adamw.h"
+#include "range.h"
 
 namespace wrpo {
 
@@ -29,6 +30,7 @@ at::Device parseDevice(const std::string& name) {
 at::Tensor place(const void* values, int64_t n, at::ScalarType type, at::Device device) {
   auto host = at::from_blob(const_cast<void*>(values), {n}, type);
   if (device.is_cpu()) return host;
+  Range range("copy to the GPU");
   // The allocator of pinned memory gives it to nobody else before the copy is done.
   auto pinned = at::empty({n}, at::TensorOptions(type).pinned_memory(true));
   pinned.copy_(host);
@@ -37,6 +39,7 @@ at::Tensor place(const void* values, int64_t n, at::ScalarType type, at::Device 
 
 Readback::Readback(const at::Tensor& t) : host_(t) {
   if (t.is_cpu()) return;
+  Range range("copy to the host");
   host_ = at::empty(t.sizes(), at::TensorOptions(t.scalar_type()).pinned_memory(true));
   host_.copy_(t, /*non_blocking=*/true);
   copied_.emplace(t.device().type());
@@ -44,7 +47,9 @@ Readback::Readback(const at::Tensor& t) : host_(t) {
 }
 
 const at::Tensor& Readback::values() const {
-  if (copied_) copied_->synchronize();
+  if (!copied_) return host_;
+  Range range("wait for the GPU");
+  copied_->synchronize();
   return host_;
 }
 

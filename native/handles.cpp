@@ -343,7 +343,7 @@ Napi::Value ModelHandle::gradients(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     requireIdle(info.Env(), "gradients()");
     c10::InferenceMode guard;
-    auto trained = model()->trained();
+    auto trained = model()->requireTrained();
     return namedViews(info.Env(), *trained, trained->grad());
   });
 }
@@ -418,7 +418,7 @@ AdamWHandle::AdamWHandle(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Adam
       fail("ERR_CONFIG",
            "schedule \"" + options.schedule + "\": expected cosine, linear, constant or constant_with_warmup");
     c10::InferenceMode guard;
-    adamw_ = std::make_shared<AdamW>(model_->trained(), options);
+    adamw_ = std::make_shared<AdamW>(model_->requireTrained(), options);
   });
 }
 

@@ -21,8 +21,11 @@ import { Model } from '../lib/model/model.ts';
 import type { Batch, Dtype, TensorData } from '../lib/native/addon.ts';
 import { Tensor } from '../lib/native/surface.ts';
 import { AdamW } from '../lib/train/adamw.ts';
+import { parameterCount } from '../lib/train/memory-plan.ts';
 import { contestsOf, formOf, type Objective } from '../lib/train/objective.ts';
+import { Trainer } from '../lib/train/trainer.ts';
 import {
+  batchOf,
   bfloat16ToNumber,
   copies,
   expectSentence,
@@ -40,7 +43,7 @@ import {
   TINY,
   tinyModel,
 } from './support.ts';
-import { filesBelow, readJson, scratchDirectory, script } from './training.ts';
+import { filesBelow, readJson, scratchDirectory, script, tokenRows } from './training.ts';
 
 const scratch = scratchDirectory('model');
 let made = 0;
@@ -341,6 +344,37 @@ describe('directories that are no model', () => {
       writeFileSync(join(dir, index), text);
       await expectRefused(dir, join(dir, index), 'not a valid index');
     });
+  });
+
+  it('frozen keeps its weights alone, computes the same and is not trained', async () => {
+    const dir = fresh();
+    await using trained = await Model.create({ ...TINY, vocab_size: 5000 }, { dtype: 'bfloat16' });
+    await trained.save(dir);
+    await collect();
+    const { current } = trained.memory();
+    await using frozen = await Model.load(dir, { dtype: 'bfloat16', frozen: true });
+    const held = frozen.memory().current - current;
+    expect(held / (2 * parameterCount(frozen.config))).toBeCloseTo(1, 1);
+    const problem = await problemOf(trained, rowsOf(), WRPO, randomOf(3));
+    const batch = batchOf(problem);
+    expect(await frozen.logProbs(batch)).toEqual(await trained.logProbs(batch));
+
+    const accumulate = () => frozen.accumulate(batch, { objective: formOf(WRPO), normalizer: 2 });
+    const optimizer = () => new AdamW(frozen, { learningRate: 1 });
+    for (const act of [accumulate, optimizer, () => frozen.gradients()]) {
+      await expectSentence(
+        act,
+        'ERR_CONFIG',
+        /^the model was loaded frozen.*load it without `frozen`, or add adapters/,
+      );
+    }
+    const trainer = new Trainer({ model: frozen, trainDataset: tokenRows(2, 1), args: { outputDir: fresh() } });
+    await expectSentence(() => trainer.train(), 'ERR_CONFIG', /^the model was loaded frozen: .*use_peft/);
+    await frozen.addAdapters({ r: 2 });
+    await accumulate();
+    await frozen.mergeAdapters();
+    expect(frozen.frozen).toBe(false);
+    await accumulate();
   });
 
   it('leaves nothing allocated behind', async () => {

@@ -1,12 +1,14 @@
 /** Layers that are computed again in backward: the same bits, in the memory that was forecast. */
 import { afterEach, describe, expect, it } from 'vitest';
+import { parseModelConfig } from '../lib/model/config.ts';
 import { Model, type ModelOptions } from '../lib/model/model.ts';
 import type { AccumulateOptions, ComputeDtype } from '../lib/native/addon.ts';
 import { AdamW } from '../lib/train/adamw.ts';
 import { resolveArgs } from '../lib/train/args.ts';
-import { forecast } from '../lib/train/memory-plan.ts';
+import { forecast, parameterCount } from '../lib/train/memory-plan.ts';
 import { formOf, type Objective } from '../lib/train/objective.ts';
 import { describePeak, describePlan, planRun } from '../lib/train/run-memory.ts';
+import { Trainer } from '../lib/train/trainer.ts';
 import {
   batchOf,
   copies,
@@ -117,6 +119,26 @@ describe('the memory of a forward and backward', () => {
     return { used, planned: plan.activations + plan.workspace };
   }
 
+  it.each<[string, object, ComputeDtype, boolean]>([
+    ['llama', {}, 'float32', true],
+    ['llama, prompts not shared', {}, 'float32', false],
+    ['qwen3, many words', { ...FAMILY_CONFIGS.qwen3, vocab_size: 2048 }, 'float32', true],
+    ['llama', WIDE, 'bfloat16', true],
+  ])('that a reference computes is as forecast: %s', async (_, config, dtype, sharePrompt) => {
+    await using model = await Model.create({ model_type: 'llama', ...SHAPE, ...config }, { dtype, frozen: true });
+    const rows = Array.from({ length: 100 }, () => quadruple(randomOf(1), sharePrompt ? 30 : 1, [100, 110, 90], 64));
+    const packed = batchOf({ rows, objective: WRPO, reference: new Float64Array(300), normalizer: 1 }, undefined, {
+      sharePrompt,
+    });
+    const { current } = model.memory({ resetPeak: true });
+    await model.logProbs(packed);
+    const options = { dtype, device: 'cpu', sharePrompt, residentReference: true } as const;
+    const { reference } = forecast(model.config, packed.tokens.length, 0, options);
+    const weights = { float32: 4, bfloat16: 2, float64: 8 }[dtype] * parameterCount(model.config);
+    expect((model.memory().peak - current) / (reference - weights)).toBeGreaterThan(0.95);
+    expect((model.memory().peak - current) / (reference - weights)).toBeLessThan(1.05);
+  });
+
   it.each<[number, number, Parameters<typeof measured>[2]]>([
     [100, LAYERS, {}],
     [100, 1, {}],
@@ -164,12 +186,12 @@ describe('a run', () => {
   const GIB = 2 ** 30;
   let model: Model | undefined;
   afterEach(() => model?.close());
-  const planOf = async (free: number, changes: object = {}, options: ModelOptions = {}) => {
+  const planOf = async (free: number, changes: object = {}, options: ModelOptions = {}, refModel?: Model) => {
     await model?.close();
     model = await Model.create({ ...BIG, model_type: 'llama' }, options);
     const rows = [quadruple(randomOf(1), 100, [400, 500, 300], 64), quadruple(randomOf(2), 100, [40, 50, 30], 64)];
     const args = resolveArgs({ outputDir: '', microbatchTokens: 600, ...changes });
-    const plan = planRun({ model, rows, roles: PREFERENCE_ROLES }, args, free);
+    const plan = planRun({ model, refModel, rows, roles: PREFERENCE_ROLES }, args, free);
     return { plan, words: describePlan(plan, model, args, free), held: model.memory().current };
   };
   const BIG = {
@@ -211,6 +233,33 @@ describe('a run', () => {
     const [inputs, outputs] = [64, 64 + 32];
     expect(plan.states).toBe((full.states / 16) * 4 + 16 * 9 * 8 * (2 * inputs + outputs));
     expect(plan.tokens).toBe(3 * 99 + 1200);
+  });
+
+  it('counts a resident reference as it was loaded', async () => {
+    const config = { ...BIG, model_type: 'llama' };
+    const parameters = parameterCount(parseModelConfig(config));
+    const counted = async (frozen: boolean) => {
+      await using reference = await Model.create(config, { dtype: 'bfloat16', frozen });
+      return (await planOf(GIB, {}, { dtype: 'bfloat16' }, reference)).plan.reference;
+    };
+    expect(await counted(true)).toBeGreaterThan(2 * parameters);
+    expect((await counted(false)) - (await counted(true))).toBe(4 * parameters);
+  });
+
+  it('takes a reference from a directory without masters', async () => {
+    const dir = path('wide');
+    await using wide = await Model.create({ ...BIG, vocab_size: 199, model_type: 'llama' }, { dtype: 'bfloat16' });
+    await wide.save(dir);
+    const held = async (refModel: string | Model, name: string) => {
+      const args = { outputDir: path(name), dtype: 'bfloat16', maxSteps: 1, disableTqdm: true } as const;
+      await using trainer = new Trainer({ model: dir, refModel, trainDataset: rows, args });
+      await trainer.train();
+      return wide.memory().current;
+    };
+    const alone = await held(dir, 'directory');
+    await using refModel = await Model.load(dir, { dtype: 'bfloat16' });
+    const masters = 4 * parameterCount(wide.config);
+    expect(((await held(refModel, 'model')) - alone) / masters).toBeCloseTo(1, 1);
   });
 
   it('on a GPU is compared with its forecast afterwards', async () => {

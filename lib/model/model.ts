@@ -73,6 +73,11 @@ export interface ModelOptions {
   headChunkBytes?: number;
   /** Trains fresh adapters beside the weights, which are frozen: see `addAdapters`. */
   lora?: LoraOptions;
+  /**
+   * Keeps the weights in `dtype` alone, without masters: for log-probs, scores and text, as of a reference. Such a model is
+   * not trained, unless adapters are added to it.
+   */
+  frozen?: boolean;
 }
 
 export interface LoadOptions extends ModelOptions {
@@ -90,6 +95,7 @@ const DTYPES: readonly ComputeDtype[] = ['float32', 'float64', 'bfloat16'];
 
 export class Model {
   #lora?: Lora;
+  #frozen: boolean;
 
   private constructor(
     private readonly addon: NativeAddon,
@@ -102,7 +108,10 @@ export class Model {
     readonly directory?: string,
     /** The directory of the weights: of an adapter directory, its base's. */
     readonly baseDirectory?: string,
-  ) {}
+    frozen = false,
+  ) {
+    this.#frozen = frozen;
+  }
 
   /**
    * Loads a Hugging Face model directory (config.json, model.safetensors or shards), or one of PEFT's with a LoRA adapter
@@ -125,7 +134,7 @@ export class Model {
     const stored = readModelTensors(base);
     const adapterTensors = adapter && readAdapterTensors(directory);
     const lora = adapter ?? options.lora;
-    const model = Model.#construct(config, options, { directory, base, frozen: lora !== undefined });
+    const model = Model.#construct(config, options, { directory, base, frozen: options.frozen || lora !== undefined });
     try {
       // Whatever is wrong with the adapters is told before the weights are read.
       if (lora) await model.#adapt(lora, adapter ? join(directory, ADAPTER_CONFIG) : 'lora');
@@ -148,7 +157,7 @@ export class Model {
    * Fresh weights for a Hugging Face config: normal(0, initializer_range), ones for norms; the same for the same seed.
    */
   static async create(config: Record<string, unknown>, options: ModelOptions & { seed?: number } = {}): Promise<Model> {
-    const model = Model.#construct(parseModelConfig(config), options);
+    const model = Model.#construct(parseModelConfig(config), options, { frozen: options.frozen });
     await callNative(() => model.handle.initialize(options.seed ?? 42));
     if (options.lora) await model.addAdapters(options.lora);
     return model;
@@ -168,7 +177,7 @@ export class Model {
     const chosen = dtype === 'auto' ? autoDtype(on).dtype : dtype;
     const { headChunkBytes = HEAD_CHUNK_BYTES[on] } = options;
     const handle = callNative(() => new addon.Model(config, { dtype: chosen, headChunkBytes, frozen, device: on }));
-    return new Model(addon, handle, config, chosen, on, directory, base);
+    return new Model(addon, handle, config, chosen, on, directory, base, frozen);
   }
 
   /**
@@ -178,6 +187,11 @@ export class Model {
   get longestShared(): number {
     const windows = this.device === 'cuda' ? this.config.windows.filter((window) => window > 0) : [];
     return Math.min(longestShared(this.config), ...windows);
+  }
+
+  /** Whether its weights have no masters and are not trained: loaded so, or since adapters were added. */
+  get frozen(): boolean {
+    return this.#frozen;
   }
 
   /** Its adapters, if it has any. */
@@ -198,6 +212,7 @@ export class Model {
   async mergeAdapters(): Promise<void> {
     await callNative(() => this.handle.mergeAdapters());
     this.#lora = undefined;
+    this.#frozen = false;
   }
 
   /**
@@ -362,6 +377,7 @@ export class Model {
     await callNative(() => this.handle.addAdapters(loraShape(lora), options.seed ?? 42));
     const { baseModelNameOrPath = this.baseDirectory && resolve(this.baseDirectory) } = lora;
     this.#lora = { ...lora, baseModelNameOrPath };
+    this.#frozen = true;
   }
 
   async #fillAdapters(stored: Map<string, StoredTensor>, directory: string): Promise<void> {

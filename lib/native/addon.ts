@@ -284,7 +284,7 @@ export interface NativeAddon {
   /** Bytes of a device's tensors in this process; `largest` of the CPU's only. */
   memory(options?: { resetPeak?: boolean; device?: Device }): MemoryStats;
   Tensor: TensorConstructor;
-  /** `frozen`: without float32 masters beside bfloat16 weights, which adapters do not need. */
+  /** `frozen`: without float32 masters beside bfloat16 weights, which neither adapters nor a reference need. */
   Model: new (
     shape: ModelShape,
     options: { dtype: ComputeDtype; headChunkBytes: number; frozen?: boolean; device?: Device },

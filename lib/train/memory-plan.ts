@@ -26,8 +26,8 @@ export interface MemoryOptions {
   device?: Device;
   /** As in training arguments: `true` keeps the last layer alone, `false` all, `auto` as many as fit. */
   checkpointing?: boolean | 'auto';
-  /** A second model, where the reference is not computed beforehand. */
-  residentReference?: boolean;
+  /** A second model, where the reference is not computed beforehand: loaded frozen, or with masters that it never needs. */
+  residentReference?: boolean | 'with masters';
   /** The adapters' parameters, where only they are trained, and their rank. */
   adapters?: { parameters: number; rank: number };
   /** Unshared prompts' rows predict nothing: the head works on copies of the others. */
@@ -41,6 +41,7 @@ export interface MemoryPlan {
   keptLayers: number;
   layers: number;
   states: number;
+  /** A resident reference, with what its forward takes. */
   reference: number;
   activations: number;
   /** What one layer's backward writes for itself or, where they are more, the logits of a chunk of rows. */
@@ -73,7 +74,7 @@ export function parameterCount(c: ModelShape): number {
   return c.vocabSize * c.hiddenSize * (c.tieWordEmbeddings ? 1 : 2) + c.layers * layer + c.hiddenSize;
 }
 
-/** Bytes a token and layer: its input alone, all that backward reads, and what backward writes for itself. */
+/** Bytes a token and layer: its input alone, all that backward reads, and what forward and backward write for themselves. */
 export function layerBytes(c: ModelShape, { dtype = 'bfloat16', device = 'cuda', adapters }: MemoryOptions = {}) {
   const [element, wide] = [elementBytes(dtype), wideBytes(dtype)];
   const [hidden, inner] = [c.hiddenSize, c.intermediateSize];
@@ -82,17 +83,22 @@ export function layerBytes(c: ModelShape, { dtype = 'bfloat16', device = 'cuda',
   const branches = c.branchNorms ? 2 * hidden : 0;
   // The struct Saved of native/model/decoder.h: x, qkv, out, x2, gate | up, and what norms of branches read; rstd twice, lse.
   const kept = element * (2 * hidden + width + kv + width + 2 * inner + branches) + wide * (2 + c.heads);
-  // backward() of native/model/decoder.cpp: dx, normed, dNormed, dh, h, dOut, dQkv, rotated, dRaw; rstd.
   const rotated = c.headNorm ? width + kv : 0;
+  // The struct Scratch beside it: normed, branch, h, rotated; rstd.
+  let forward = element * (2 * hidden + inner + rotated) + wide;
+  // backward() of native/model/decoder.cpp: dx, normed, dNormed, dh, h, dOut, dQkv, rotated, dRaw; rstd.
   const raw = c.branchNorms ? hidden : 0;
   let scratch = element * (3 * hidden + 2 * inner + 2 * width + kv + rotated + raw) + wide;
   // native/model/lora.cpp: an input with some of its elements dropped, and the low-rank product.
   if (adapters) scratch += element * (Math.max(hidden, inner, width) + adapters.rank);
   // ATen's flash attention backward: dq, dk and dv, the last two for every query head, too, and dq's sums in float32.
   if (device === 'cuda') scratch += element * (3 * width + kv) + 4 * width;
-  // native/model/blocked_attention.cpp works on float32 copies of what is bfloat16: dOut, qkv and its gradient.
-  if (device === 'cpu' && dtype === 'bfloat16') scratch += wide * (3 * width + 2 * kv);
-  return { input: element * hidden, kept, scratch };
+  // native/model/blocked_attention.cpp works on float32 copies of what is bfloat16: qkv and out; dOut, qkv and its gradient.
+  if (device === 'cpu' && dtype === 'bfloat16') {
+    forward += wide * (2 * width + kv);
+    scratch += wide * (3 * width + 2 * kv);
+  }
+  return { input: element * hidden, kept, forward, scratch };
 }
 
 /** Bytes a parameter: the weight, what its float32 master takes beside it, and where it is trained gradient and moments. */
@@ -127,8 +133,13 @@ export function forecast(c: ModelShape, tokens: number, available: number, optio
   const bytes = layerBytes(c, options);
   const { frozen, mastered, trained } = stateBytes(options);
   const states = adapters ? frozen * parameters + trained * adapters.parameters : trained * parameters;
-  const reference = options.residentReference ? mastered * parameters : 0;
   const logits = Math.min(HEAD_CHUNK_BYTES[device], element * c.vocabSize * tokens);
+  const held = options.residentReference === 'with masters' ? mastered : frozen;
+  // A second model has a workspace of its own: of one layer and the last hidden states, and of logits that fit in none of
+  // the places that the layer wrote to, for which the first of these gives way (native/memory.h).
+  const more = logits > tokens * element * c.intermediateSize ? logits - tokens * bytes.input : 0;
+  const pass = tokens * (bytes.kept + bytes.forward + bytes.input * (sharePrompt ? 2 : 3)) + more;
+  const reference = options.residentReference ? held * parameters + pass : 0;
   const workspace = Math.max(tokens * bytes.scratch, logits);
   // The last hidden states, their gradient, and what the final norm reads; of some rows copies of the first two.
   const ends = tokens * (element * c.hiddenSize * (sharePrompt ? 3 : 5) + wideBytes(dtype));

@@ -15,7 +15,7 @@ import { readModelConfig } from '../model/config.js';
 import { chooseDevice } from '../model/device.js';
 import { autoDtype } from '../model/dtype.js';
 import { baseOf, isAdapter, type LoraOptions } from '../model/lora.js';
-import { Model } from '../model/model.js';
+import { Model, type ModelOptions } from '../model/model.js';
 import type { AdapterUse } from '../native/addon.js';
 import { type EncodedRow, type EncodeOptions, type EncodeReport, encodeRows } from '../text/encode.js';
 import { Tokenizer } from '../text/tokenizer.js';
@@ -103,6 +103,12 @@ export async function prepare(
     const what = typeof located === 'string' ? located : 'the model';
     throw new WrpoError('ERR_CONFIG', `use_peft: ${what} has adapters already; leave use_peft out to train those`);
   }
+  if (!args.usePeft && typeof located !== 'string' && located.frozen && !located.lora) {
+    throw new WrpoError(
+      'ERR_CONFIG',
+      'the model was loaded frozen: load it without `frozen`, or set use_peft, to train it',
+    );
+  }
   const source = typeof located === 'string' ? await sourceOf(located, { say }) : located;
   if (source.config.rewardHead) {
     const what = typeof located === 'string' ? located : 'the model';
@@ -140,10 +146,10 @@ export async function prepare(
           ...(evalDataset === trainDataset ? trainSplit(args) : {}),
           split: args.datasetTestSplit ?? 'test',
         });
-  const model = await open(located, args, say, loraOf(args, options.model));
+  const model = await open(located, args, say, { lora: loraOf(args, options.model) });
   if (args.dtype === 'auto' && located !== model) say(`dtype: ${autoDtype(device).because}`);
   const resident = usesReference && reference !== undefined;
-  const refModel = resident ? await open(await find(reference), args, say) : undefined;
+  const refModel = resident ? await open(await find(reference), args, say, { frozen: true }) : undefined;
   const fingerprint = await model.fingerprint();
   const referenceUse = { adapters: !args.usePeft };
   const referenceFingerprint = await (refModel ? refModel.fingerprint() : model.fingerprint(referenceUse));
@@ -274,13 +280,13 @@ async function open(
   model: string | Model,
   { dtype, device }: TrainingArgs,
   say: (line: string) => void,
-  lora?: LoraOptions,
+  how: Pick<ModelOptions, 'lora' | 'frozen'>,
 ): Promise<Model> {
   if (typeof model === 'string') {
     const { baseDirectory } = await sourceOf(model, { say });
-    return Model.load(model, { dtype, device, lora, baseModel: baseDirectory });
+    return Model.load(model, { dtype, device, baseModel: baseDirectory, ...how });
   }
-  if (lora) await model.addAdapters(lora);
+  if (how.lora) await model.addAdapters(how.lora);
   return model;
 }
 

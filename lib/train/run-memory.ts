@@ -18,7 +18,10 @@ export function planRun(
   // What this process' tensors take already is part of what the run needs.
   return forecast(model.config, largestMicrobatch(model, rows, roles, args), free + model.memory().current, {
     ...{ dtype: model.dtype, device: model.device, sharePrompt: args.sharePrompt },
-    ...{ checkpointing: args.gradientCheckpointing, residentReference: refModel !== undefined },
+    ...{
+      checkpointing: args.gradientCheckpointing,
+      residentReference: refModel && (refModel.frozen || 'with masters'),
+    },
     adapters: model.lora && { parameters: adapterParameters(model), rank: model.lora.r },
   });
 }

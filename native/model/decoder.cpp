@@ -158,6 +158,7 @@ at::Tensor Decoder::forward(const Batch& batch, const LoraPass& lora, int64_t ke
   if (c.embeddingScale != 1) saved_[0].x.mul_(at::scalar_tensor(c.embeddingScale, dtype));
   for (int64_t l = 0; l < c.layers; ++l) {
     poll();
+    Range range("layer forward");
     const Saved& s = saved_[l];
     const at::Tensor& before = l == 0 ? s.x : saved_[l - 1].x2;
     rmsNormForward(before, pending, s.x, norm(weights_.view.layers[l].inputNorm), c.rmsNormEps, scratch.normed,
@@ -194,7 +195,10 @@ void Decoder::layerForward(int64_t l, const Batch& batch, const LoraPass& lora, 
   if (c.qkvBias) s.qkv.add_(w.qkvBias);
   const at::Tensor& qkv = c.headNorm ? rotated : s.qkv;
   finishQkv(l, s.qkv, qkv);
-  attend(l, qkv, s.out, s.lse, from == 0);
+  {
+    Range range("attention forward");
+    attend(l, qkv, s.out, s.lse, from == 0);
+  }
   project(s.out, w.o, w.attentionNorm, s.attention, branch);
   rmsNormForward(live(s.x), live(branch), live(s.x2), norm(w.mlpNorm), c.rmsNormEps, live(normed), live(s.rstd2));
   linear(live(s.gateUp), live(normed), w.gateUp);
@@ -234,11 +238,13 @@ void Decoder::backward(const Batch& batch, const LoraPass& lora, const at::Tenso
   rmsNormBackward(dHidden, finalX_, norm(weights_.view.norm), finalRstd_, rows(dx, P), grads.norm);
   for (int64_t l = c.layers - 1; l >= 0; --l) {
     poll();
+    Range range("layer backward");
     const LayerWeights &w = weights_.view.layers[l], &g = grads.layers[l];
     const Saved& s = saved_[l];
     const int64_t from = firstRow(batch, l);
     auto live = [&](const at::Tensor& t) { return rows(t, from); };
     if (!keeps(l)) {
+      Range range("layer forward, again");
       rmsNormForward(s.x, none, none, norm(w.inputNorm), c.rmsNormEps, normed, s.rstd1);
       layerForward(l, batch, lora, attend, {normed, dNormed, h, rstd, rotated}, true);
     }
@@ -264,7 +270,10 @@ void Decoder::backward(const Batch& batch, const LoraPass& lora, const at::Tenso
     linearWeightGradient(g.o, dAttention, live(s.out));
     lora.weightGradient(dAttention, live(s.out), w.o);
     if (c.headNorm) finishQkv(l, s.qkv, rotated);
-    attentionBackward(c, c.windows[l], batch, dOut, c.headNorm ? rotated : s.qkv, s.out, s.lse, dQkv, from == 0);
+    {
+      Range range("attention backward");
+      attentionBackward(c, c.windows[l], batch, dOut, c.headNorm ? rotated : s.qkv, s.out, s.lse, dQkv, from == 0);
+    }
     rotary(l).rotate(dQkv, c.heads + c.kvHeads, c.headDim, -1);
     if (c.headNorm) {
       headNormBackward(dQkv.narrow(1, 0, q), s.qkv.narrow(1, 0, q), norm(w.qNorm), c.rmsNormEps, g.qNorm);
@@ -280,6 +289,7 @@ void Decoder::backward(const Batch& batch, const LoraPass& lora, const at::Tenso
     rmsNormBackward(dNormed, s.x, norm(w.inputNorm), s.rstd1, dx, g.inputNorm);
   }
   if (c.embeddingScale != 1) dx.mul_(at::scalar_tensor(c.embeddingScale, dtype));
+  Range embedding("embedding backward");
   embeddingBackward(dx, batch.tokens, grads.embed);
   workspace_.release(scratch);
 }

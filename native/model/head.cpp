@@ -24,6 +24,7 @@ struct Chunk {
   at::Tensor rows(const at::Tensor& t) const { return t.narrow(0, first, last - first); }
   void forward() const {
     poll();
+    Range range("head forward");
     recompute();
     logprobForward(logits, rows(targets), rows(output.logp), rows(output.lse),
                    output.argmax.defined() ? rows(output.argmax) : output.argmax);
@@ -34,6 +35,7 @@ struct Chunk {
   }
   void backward(const at::Tensor& dLogp, const at::Tensor& dHidden, const at::Tensor& dWeight) const {
     poll();
+    Range range("head backward");
     logprobBackward(logits, rows(targets), rows(output.lse), rows(dLogp), cap);
     linearInputGradient(rows(dHidden), logits, weight);
     linearWeightGradient(dWeight, logits, rows(hidden));

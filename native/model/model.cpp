@@ -7,6 +7,7 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/kernels.h"
+#include "range.h"
 
 namespace wrpo {
 namespace {
@@ -80,6 +81,14 @@ std::shared_ptr<Parameters> Model::trained() const {
   return weights_;
 }
 
+std::shared_ptr<Parameters> Model::requireTrained() const {
+  if (weights_->frozen() && !adapters_)
+    fail("ERR_CONFIG",
+         "the model was loaded frozen, which keeps no master weights: load it without `frozen`, or add adapters, to "
+         "train it");
+  return trained();
+}
+
 uint64_t Model::fingerprint(bool withAdapters) const {
   uint64_t hash = wrpo::fingerprint(weights_->masters().host());
   if (withAdapters && adapters_) hash = hash * 0x9e3779b97f4a7c15ull + wrpo::fingerprint(adapters_->masters().host());
@@ -126,6 +135,7 @@ at::Tensor Model::nextLogits(const Batch& batch, std::span<KeyValueCache* const>
 Accumulated Model::accumulate(const Batch& batch, const AdapterUse& use, const Objective& objective, double normalizer,
                               int64_t keptLayers) {
   requireLanguageHead();
+  requireTrained();
   batch.validate(config_.vocabSize);
   if (batch.contestGroups.empty())
     fail("ERR_DATA", "accumulate needs contests: the batch has only log-probs to compute");
@@ -154,6 +164,7 @@ Accumulated Model::accumulate(const Batch& batch, const AdapterUse& use, const O
   auto dLossDLogp = [&](const HeadOutput& output, int64_t, int64_t last, at::Tensor& dLogp) {
     int64_t firstGroup = g;
     while (g < batch.groups() && unitOffsets[g + 1] <= last) ++g;
+    Range range("contests");
     contests(output.logp, dLogp, tables, objective, normalizer, firstGroup, g);
   };
   const auto& grads = weights_->gradView();

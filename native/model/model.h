@@ -65,6 +65,8 @@ class Model {
   Adapters* adapters() { return adapters_.get(); }
   // The adapters where there are any, or else the weights.
   std::shared_ptr<Parameters> trained() const;
+  // The same; throws ERR_CONFIG where there is neither: frozen weights without adapters.
+  std::shared_ptr<Parameters> requireTrained() const;
   // A hash of the masters, the adapters' included or not.
   uint64_t fingerprint(bool withAdapters) const;
   const ModelConfig& config() const { return config_; }

@@ -32,6 +32,7 @@ class Weights : public Parameters {
 
   // Views of grad(); of frozen weights they are undefined.
   const WeightViews& gradView();
+  bool frozen() const { return use_ == Use::Frozen; }
   // Lets go of masters and gradients, or takes masters (the working weights, widened) again.
   void setUse(Use use);
 

@@ -27,7 +27,11 @@ double AdamW::learningRateAt(const AdamWOptions& o, int64_t step) {
 AdamW::Step AdamW::step() {
   const at::Tensor& grad = trained_->grad();
   Range range("optimizer");
-  auto clip = gradientNorm(grad, options.maxGradNorm);
+  at::Tensor clip;
+  {
+    Range norm("gradient norm");
+    clip = gradientNorm(grad, options.maxGradNorm);
+  }
   Readback read(clip);
   double learningRate = learningRateAt(options, completed);
   AdamWStep update{learningRate, options.beta1, options.beta2, options.eps, options.weightDecay, completed + 1};
