@@ -1,8 +1,8 @@
 /**
- * `npm run bench:peer`: this package and Python peers (bench_peer.py) train the same token ids from the same weights,
+ * `npm run bench:peer`: this package and Python peers (peer/bench_peer.py) train the same token ids from the same weights,
  * alternating, every run in a fresh process; ratios of real tokens per second and of peak memory are printed as median,
  * worst and spread, one JSON line a comparison. Without options: on the CPU every comparison of SUITE, and where there is
- * a GPU those of peer_arms.mjs.
+ * a GPU those of peer/arms.mjs.
  *
  * node bench/peer.mjs [--preset nano|tiny|small] [--mode wrpo|trl-dpo] [--flat] [--dtype float32|bfloat16] [--rounds 5]
  *   [--rows N]
@@ -14,8 +14,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { info } from '../dist/index.js';
-import { compareArms, GPU_SUITE } from './peer_arms.mjs';
-import { fail, ownRun, peerPython, print, pythonPeer, summary } from './peer_process.mjs';
+import { compareArms, GPU_SUITE } from './peer/arms.mjs';
+import { fail, ownRun, peerPython, print, pythonPeer, summary } from './peer/process.mjs';
 
 const { values } = parseArgs({
   options: {

@@ -1,4 +1,4 @@
-/** What both peer benchmarks run: the Python peer (bench_peer.py) and this package (peer_run.mjs), each in a process of its own. */
+/** What both peer benchmarks run: the Python peer (bench_peer.py) and this package (run.mjs), each in a process of its own. */
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
@@ -21,9 +21,9 @@ export function pythonPeer({ python, preset, device = 'cpu', threads }) {
   return (...args) => lastLine(python, [...script, ...args], env);
 }
 
-/** A run of this package; `args` are training arguments that differ from those of peer_run.mjs. */
+/** A run of this package; `args` are training arguments that differ from those of run.mjs. */
 export function ownRun({ data, model, mode, dtype, out, threads }, args = {}) {
-  const run = [here('peer_run.mjs'), data, model, mode, dtype, out, JSON.stringify(args)];
+  const run = [here('run.mjs'), data, model, mode, dtype, out, JSON.stringify(args)];
   return lastLine(process.execPath, run, { ...process.env, OMP_NUM_THREADS: threads });
 }
 
@@ -31,17 +31,17 @@ export function ownRun({ data, model, mode, dtype, out, threads }, args = {}) {
 export function peerPython(device) {
   if (process.env.WRPO_PEER_PYTHON) return process.env.WRPO_PEER_PYTHON;
   if (device === 'cuda') return 'python3';
-  if (!existsSync(here('../.peer/complete'))) installPeer();
-  return here('../.peer/bin/python');
+  if (!existsSync(here('../../.peer/complete'))) installPeer();
+  return here('../../.peer/bin/python');
 }
 
 function installPeer() {
   console.error('installing the peer (torch, transformers, trl) into .peer …');
-  execFileSync('python3', ['-m', 'venv', here('../.peer')], { stdio: 'inherit' });
+  execFileSync('python3', ['-m', 'venv', here('../../.peer')], { stdio: 'inherit' });
   const packages = ['torch==2.13.0+cpu', 'trl==1.13.0', 'transformers<6', 'accelerate', 'datasets'];
   const index = ['--extra-index-url', 'https://download.pytorch.org/whl/cpu'];
-  execFileSync(here('../.peer/bin/pip'), ['install', '-q', ...index, ...packages], { stdio: 'inherit' });
-  writeFileSync(here('../.peer/complete'), '');
+  execFileSync(here('../../.peer/bin/pip'), ['install', '-q', ...index, ...packages], { stdio: 'inherit' });
+  writeFileSync(here('../../.peer/complete'), '');
 }
 
 /** What a command's last line holds as JSON; undefined where it printed nothing. */

@@ -6,7 +6,7 @@
 import { spawnSync } from 'node:child_process';
 import { readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { fail, here, lastLine, ownRun, print, pythonPeer, summary } from './peer_process.mjs';
+import { fail, here, lastLine, ownRun, print, pythonPeer, summary } from './process.mjs';
 
 export const GPU_SUITE = [
   { preset: 'llama-3.2-1b' },
@@ -125,7 +125,7 @@ function gate({ peer, device, dtype, microbatchTokens, scratch, model, ...contex
   checks.packed = peer(...rows, ...limit, '--mode', `packed-${loss}`, '--dtype', dtype, '--against', gradients);
   for (const sharePrompt of [false, true]) {
     const asked = { data, model, gradients, loss, dtype, device, sharePrompt, microbatchTokens };
-    const script = [here('peer_gate.mjs'), JSON.stringify(asked)];
+    const script = [here('gate.mjs'), JSON.stringify(asked)];
     checks[sharePrompt ? 'ours' : 'ours-unshared'] = lastLine(process.execPath, script);
   }
   rmSync(gradients);

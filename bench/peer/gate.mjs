@@ -3,10 +3,10 @@
  * final alpha, held against gradients that bench_peer.py wrote. Its one argument is JSON, it prints {loss, cosine} as such.
  */
 import { closeSync, openSync, readFileSync, readSync } from 'node:fs';
-import { packRows, splitMicrobatches, withContests } from '../dist/data/pack.js';
-import { Model } from '../dist/index.js';
-import { readHeader } from '../dist/model/safetensors.js';
-import { termsOf } from '../dist/train/objective.js';
+import { packRows, splitMicrobatches, withContests } from '../../dist/data/pack.js';
+import { Model } from '../../dist/index.js';
+import { readHeader } from '../../dist/model/safetensors.js';
+import { termsOf } from '../../dist/train/objective.js';
 
 const {
   data,

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import torch
 import torch.nn.functional as F
 
-from peer_training import contests, roles
+from training import contests, roles
 
 
 def prepare(a):

@@ -3,7 +3,7 @@ import copy
 
 import torch
 
-from peer_training import contests, roles
+from training import contests, roles
 
 
 def padded(a, policy):

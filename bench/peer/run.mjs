@@ -1,8 +1,8 @@
 /**
- * One run of this package as peer_process.mjs starts it: rows, model, mode, dtype, output directory, and as JSON training
+ * One run of this package as process.mjs starts it: rows, model, mode, dtype, output directory, and as JSON training
  * arguments that differ from these; prints one JSON line. The final model is not saved, as the peers' are not.
  */
-import { Trainer } from '../dist/index.js';
+import { Trainer } from '../../dist/index.js';
 
 const [trainDataset, model, mode, dtype, outputDir, others] = process.argv.slice(2);
 const trainer = new Trainer({
