@@ -13,7 +13,7 @@ import { Tokenizer } from '../lib/text/tokenizer.ts';
 import { resolveArgs } from '../lib/train/args.ts';
 import { counted, near, RUNS, TIME, tried } from './hostile.ts';
 import { joinFile } from './support.ts';
-import { Child, expectFailure, FIXTURES, failure, ROOT, scratchDirectory } from './training.ts';
+import { Child, expectFailure, FIXTURES, failure, ROOT, scratchDirectory, wrpo } from './training.ts';
 
 const path = scratchDirectory('hostile');
 describe('safetensors', () => {
@@ -454,6 +454,17 @@ describe('rows and run files', () => {
       );
     },
     TIME,
+  );
+
+  it.each(['!!js/function "x"', '!!python/tuple [1, 2]', '!own {a: 1}'])(
+    'a tag that is not known, %s: one sentence, and nothing of Node’s',
+    async (value) => {
+      const file = path('tagged.yaml');
+      writeFileSync(file, `output_dir: o\nbeta: ${value}\n`);
+      const { status, stdout, stderr } = await wrpo(['train', '--config', file]);
+      expect([status, stdout]).toEqual([1, '']);
+      expect(stderr).toMatch(/^wrpo: [^\n]*tagged\.yaml: Unresolved tag: \S+ at line 2, column 7\n$/);
+    },
   );
 
   it('a YAML file whose aliases multiply, or that is deep', async () => {
