@@ -359,6 +359,33 @@ describe('the queue', () => {
     expect(order[3]).toBe('done');
   }, 30_000);
 
+  it('computes while a file is written, and changes nothing before it is', async () => {
+    const found = await value<{ order: string[]; same: boolean; moved: boolean }>(`
+      import { execFileSync } from 'node:child_process';
+      import { loadNative } from ${JSON.stringify(join(ROOT, 'dist', 'native', 'load.js'))};
+      const model = await Model.load(POLICY);
+      const optimizer = new AdamW(model, { learningRate: 1e-2 });
+      const weights = [...model.parameters().values()];
+      const bytes = () => Buffer.concat(weights.map((tensor) => Buffer.from(tensor.view().slice().buffer)));
+      const before = bytes();
+      const pipe = ${JSON.stringify(path('pipe'))};
+      execFileSync('mkfifo', [pipe]);
+      const order = [];
+      const note = (name) => () => order.push(name);
+      // Is written when somebody reads, and not before.
+      const written = loadNative().writeTensors(pipe, Buffer.alloc(8), weights, 'float32').then(note('written'));
+      const accumulated = accumulate(model, batchOf(1, 20)).then(note('accumulate'));
+      const stepped = optimizer.step().then(note('step'));
+      const asked = accumulate(model, batchOf(1, 20)).then(note('accumulate'));
+      await accumulated;
+      await sleep(100);
+      note('read')();
+      const read = readFileSync(pipe).subarray(8);
+      await Promise.all([written, stepped, asked]);
+      say({ order, same: read.equals(before), moved: !bytes().equals(before) });`);
+    expect(found).toEqual({ order: ['accumulate', 'read', 'written', 'step', 'accumulate'], same: true, moved: true });
+  }, 30_000);
+
   it('answers in the order of the calls, with the models mixed, the same every time', async () => {
     const found = await value<{ order: number[]; same: boolean }>(`
       const models = [await Model.load(POLICY), await Model.load(POLICY)];
