@@ -1,7 +1,7 @@
 /** Checkpoints: whatever stops a run, continuing it ends in the same bytes. */
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
-import { beforeAll, describe, expect, it } from 'vitest';
+import { beforeAll, describe, expect, it, vi } from 'vitest';
 import { Model } from '../lib/model/model.ts';
 import type { TrainingArgsInput } from '../lib/train/args.ts';
 import type { Objective } from '../lib/train/objective.ts';
@@ -106,9 +106,15 @@ describe('a resumed run ends as an uninterrupted one', () => {
     expect(existsSync(join(whole, 'checkpoint-6'))).toBe(true);
   });
 
-  it('with nothing to resume it starts', async () => {
+  it('with nothing to resume it starts, and says so', async () => {
     const dir = path('nothing there');
-    await train(dir, {}, { resumeFromCheckpoint: true });
+    const said = vi.spyOn(process.stderr, 'write').mockReturnValue(true);
+    try {
+      await train(dir, {}, { resumeFromCheckpoint: true });
+      expect(said.mock.calls.flat()).toContain(`no checkpoint in ${dir}: starting at step 0\n`);
+    } finally {
+      said.mockRestore();
+    }
     expectSameRun(dir, whole);
   });
 
