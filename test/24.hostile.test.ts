@@ -2,6 +2,7 @@
 import { mkdirSync, mkdtempSync, readFileSync, renameSync, symlinkSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import fc from 'fast-check';
+import { parquetWriteFile } from 'hyparquet-writer';
 import { describe, expect, it } from 'vitest';
 import { readRun, readRunFile } from '../lib/cli/run-file.ts';
 import { readPreferences } from '../lib/data/preferences.ts';
@@ -366,6 +367,22 @@ describe('rows and run files', () => {
     },
     TIME,
   );
+
+  it('a NaN among the token ids of a Parquet file', async () => {
+    const file = path('nan.parquet');
+    const column = (name: string, data: number[][]) => ({ name, data });
+    parquetWriteFile({
+      filename: file,
+      columnData: [
+        ...[column('prompt', [[1.5, Number.NaN]]), column('source_chosen', [[1]])],
+        ...[column('target_chosen', [[2]]), column('rejected', [[3]])],
+      ],
+    });
+    const read = async () => {
+      for await (const _ of readPreferences(file));
+    };
+    await expectFailure(read, 'ERR_DATA', /nan\.parquet row 1: "prompt\[1\]" must be a token id/);
+  });
 
   it.each(['parquet', 'arrow'])(
     'a .%s file of any bytes',
