@@ -3,9 +3,9 @@
  * five verdicts, of which a clear one (`>>`) counts three times (Li et al., 2024).
  */
 import { createHash } from 'node:crypto';
-import { parse } from 'yaml';
 import type { Message } from '../data/preferences.js';
 import { fault, readFault } from '../data/rows.js';
+import { yaml } from '../packages.js';
 import { type Choice, type Question, type Reader, textOf } from './judge.js';
 import { PythonRandom } from './python-random.js';
 import {
@@ -82,7 +82,7 @@ export interface ArenaPrompt {
 export function readPrompt(text: string, file: string): ArenaPrompt {
   let config: Row;
   try {
-    config = parse(text, { logLevel: 'error' }) ?? {};
+    config = yaml().parse(text, { logLevel: 'error' }) ?? {};
   } catch (cause) {
     throw readFault(file, cause);
   }
