@@ -161,8 +161,8 @@ describe('threads', () => {
       clearInterval(timer);
       say({ busy: performance.now() - began, active, ticks });`);
     expect(found.busy).toBeGreaterThan(500);
-    // All the time it was not waiting, whoever else wants the processor.
-    expect(found.active).toBeLessThan(250);
+    // All the time it was not waiting, whoever else wants the processor; the ticks themselves take some.
+    expect(found.active).toBeLessThan(Math.max(250, found.busy / 20));
     expect(found.ticks).toBeGreaterThan(found.busy / 50);
     console.log(`event loop: active for ${found.active.toFixed(1)} ms in ${found.busy.toFixed(0)} ms of work`);
   }, 60_000);
