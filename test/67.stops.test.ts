@@ -305,7 +305,7 @@ describe('processes', () => {
     expect(stderr).toContain(`going on from ${join(dir, `checkpoint-${step}`)}, after step ${step} of 15`);
     expect(weightsOf(dir).equals(weightsOf(straight))).toBe(true);
     expect(metricsOf(dir)).toEqual(metricsOf(straight));
-  }, 60_000);
+  });
 
   it('a second SIGINT while the checkpoint is written: at once, the one before it whole', async () => {
     const dir = path('twice');
@@ -321,5 +321,5 @@ describe('processes', () => {
     expect(weightsOf(dir).equals(weightsOf(straight))).toBe(true);
     expect(metricsOf(dir)).toEqual(metricsOf(straight));
     expect(leftovers(dir)).toEqual([]);
-  }, 60_000);
+  });
 });
