@@ -12,7 +12,7 @@ export default defineConfig({
   test: {
     // `npm run torture`: what takes minutes, and breaks things.
     include: process.env.TORTURE
-      ? ['test/torture/*.test.ts', 'test/24.*.test.ts', 'test/47.store.test.ts']
+      ? ['test/torture/*.test.ts', 'test/24.*.test.ts', 'test/47.store.test.ts', 'test/82.native.test.ts']
       : ['test/*.test.ts'],
     sequence: { sequencer: ByNumber },
     // Every file computes on all cores: side by side they would only wait for each other.

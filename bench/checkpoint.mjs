@@ -1,7 +1,7 @@
 /**
  * What checkpoints cost: `node bench/checkpoint.mjs [tiny|small] [pairs] [steps]`. One JSON line each: writing one and going
- * on from one, in seconds and megabytes of state a second, beside a plain file of as many bytes in the same directory, and
- * the memory that writing takes; then tokens a second of runs that save every fourth step beside those of runs that do not,
+ * on from one, in seconds and megabytes of state a second, beside a plain file of as many bytes in the same directory, the
+ * memory that writing takes, and how long a row that is asked for meanwhile waits; then tokens a second of runs that save every fourth step beside those of runs that do not,
  * alternating.
  */
 import {
@@ -17,10 +17,11 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { AdamW, Model, Trainer } from '../dist/index.js';
+import { AdamW, Model, packRows, Trainer } from '../dist/index.js';
 import { readCheckpoint, saveCheckpoint } from '../dist/train/checkpoint.js';
 
 const SHAPES = { tiny: [256, 6, 8, 4, 688, 8192], small: [768, 12, 12, 4, 2048, 32000] };
+const PAIR = ['chosen', 'rejected'];
 const [shape = 'small', pairs = '3', steps = '17'] = process.argv.slice(2);
 const [hidden, layers, heads, kvHeads, feedForward, vocabulary] = SHAPES[shape];
 const directory = mkdtempSync(join(tmpdir(), 'wrpo-checkpoint-'));
@@ -44,11 +45,17 @@ async function writeAndResume() {
   const model = await create();
   const optimizer = new AdamW(model, { learningRate: 1e-5 });
   const contents = { model, optimizer, state: { global_step: 1 }, resume: {}, wrpo: '', lossSum: 0, pending: {} };
+  const two = Int32Array.of(1, 2);
+  const row = packRows([{ where: '', prompt: two, responses: { chosen: two, rejected: two } }], PAIR);
+  await model.logProbs(row);
   let dir = await saveCheckpoint(directory, contents);
   writeFileSync('/proc/self/clear_refs', '5'); // the peak begins anew
   const before = memory('VmRSS');
+  let wait;
   const write = await timed(async () => {
-    dir = await saveCheckpoint(directory, contents);
+    const writing = saveCheckpoint(directory, contents);
+    wait = await timed(() => model.logProbs(row));
+    dir = await writing;
   });
   const more = memory('VmHWM') - before;
   const bytes = readdirSync(dir).reduce((sum, name) => sum + statSync(join(dir, name)).size, 0);
@@ -72,6 +79,7 @@ async function writeAndResume() {
   const speed = (seconds) => bytes / 1e6 / seconds;
   show({
     ...{ shape, state_mb: bytes / 1e6, write_s: write, write_mb_per_s: speed(write), memory_mb: more / 1e6 },
+    wait_s: wait,
     ...{ resume_s: resume, resume_mb_per_s: speed(resume), plain_write_s: plainWrite, times_plain: write / plainWrite },
   });
 }

@@ -186,7 +186,7 @@ Napi::Value writeTensorsTo(const Napi::CallbackInfo& call) {
     return engine(call.Env())
         .run(
             call.Env(), list, [path, header, tensors, dtype] { return writeTensors(path, header, tensors, dtype), 0; },
-            [](Napi::Env env, int) -> Napi::Value { return env.Undefined(); });
+            [](Napi::Env env, int) -> Napi::Value { return env.Undefined(); }, Turn::Writing);
   });
 }
 

@@ -58,7 +58,9 @@ Napi::Value GeneratorHandle::add(const Napi::CallbackInfo& info) {
     request->ids = numbers<int32_t>(o, "ids");
     for (double seed : numbers<double>(o, "seeds")) request->seeds.push_back(uint64_t(seed));
     return engine(info.Env())
-        .run(info.Env(), Value(), [g = generator(), request] { return g->add(std::move(*request)), 0; }, nothing);
+        .run(
+            info.Env(), Value(), [g = generator(), request] { return g->add(std::move(*request)), 0; }, nothing,
+            Turn::Reading);
   });
 }
 
@@ -76,7 +78,8 @@ Napi::Value GeneratorHandle::advance(const Napi::CallbackInfo& info) {
               if (!r.logProbs.empty()) o.Set("logProbs", toJs(env, r.logProbs));
               o.Set("rows", double(r.rows));
               return o;
-            });
+            },
+            Turn::Reading);
   });
 }
 

@@ -235,7 +235,8 @@ Napi::Value ModelHandle::logProbs(const Napi::CallbackInfo& info) {
               if (perToken) o.Set("perToken", toJs(env, r.perToken));
               if (greedy) o.Set("greedy", toJs(env, r.argmax));
               return o;
-            });
+            },
+            Turn::Reading);
   });
 }
 
@@ -265,7 +266,8 @@ Napi::Value ModelHandle::accumulate(const Napi::CallbackInfo& info) {
               o.Set("losses", toJs(env, r.losses));
               o.Set("margins", toJs(env, r.margins));
               return o;
-            });
+            },
+            Turn::Reading);
   });
 }
 
@@ -281,7 +283,8 @@ Napi::Value ModelHandle::score(const Napi::CallbackInfo& info) {
               o.Set("rewards", toJs(env, r.rewards));
               o.Set("gates", toJs(env, r.gates));
               return o;
-            });
+            },
+            Turn::Reading);
   });
 }
 

@@ -1,10 +1,12 @@
 // The engine thread: one per Node environment, a first-in-first-out queue of jobs shared by everything the addon does,
-// so that all models share one OpenMP team. The one place where C++ exceptions become JavaScript errors.
+// so that all models share one OpenMP team; and a thread beside it that writes files. The one place where C++
+// exceptions become JavaScript errors.
 #pragma once
 #include <ATen/Parallel.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/util/Exception.h>
 #include <napi.h>
+#include <omp.h>
 
 #include <condition_variable>
 #include <deque>
@@ -70,6 +72,13 @@ auto guarded(Napi::Env env, Body&& body) -> decltype(body()) {
   }
 }
 
+// When a job's turn is. A file takes as long as several steps, and what goes into it must not change meanwhile.
+enum class Turn {
+  Alone,    // once all before it is done, and written
+  Reading,  // leaves weights and optimizer state as they are, and so need not wait for what is being written
+  Writing,  // writes them to a file, while others are reading
+};
+
 class Engine {
  public:
   explicit Engine(Napi::Env env) : env_(env) {
@@ -79,14 +88,15 @@ class Engine {
     napi_unref_threadsafe_function(env, settled_);
     // Hooks run in reverse order of registration: added after the function it uses was created.
     napi_add_env_cleanup_hook(env, &Engine::cleanup, this);
-    thread_ = std::thread([this] { loop(); });
+    thread_ = std::thread([this] { compute(); });
+    writer_ = std::thread([this] { write(); });
   }
 
   // work runs on the engine thread and returns a result; finish turns that into a JavaScript value on the JavaScript
   // thread. `keep` is held until then: an object whose job is queued must not be collected.
   template <class Work, class Finish>
-  Napi::Promise run(Napi::Env env, Napi::Object keep, Work work, Finish finish) {
-    auto job = std::make_unique<Job>(Napi::Promise::Deferred::New(env));
+  Napi::Promise run(Napi::Env env, Napi::Object keep, Work work, Finish finish, Turn turn = Turn::Alone) {
+    auto job = std::make_unique<Job>(Napi::Promise::Deferred::New(env), turn);
     using Result = decltype(work());
     auto result = std::make_shared<std::optional<Result>>();
     job->work = [work = std::move(work), result]() mutable { result->emplace(work()); };
@@ -98,7 +108,7 @@ class Engine {
       std::lock_guard lock(mutex_);
       queue_.push_back(std::move(job));
     }
-    ready_.notify_one();
+    ready_.notify_all();
     return promise;
   }
 
@@ -107,7 +117,8 @@ class Engine {
 
  private:
   struct Job {
-    explicit Job(Napi::Promise::Deferred d) : deferred(d) {}
+    Job(Napi::Promise::Deferred d, Turn t) : turn(t), deferred(d) {}
+    Turn turn;
     std::function<void()> work;
     std::function<Napi::Value(Napi::Env)> finish;
     Napi::Promise::Deferred deferred;
@@ -115,29 +126,60 @@ class Engine {
     std::optional<Failure> failure;
   };
 
-  void loop() {
+  void compute() {
     c10::InferenceMode guard;
     at::set_num_threads(at::get_num_threads());
     stopRequested = &stop_;
     for (;;) {
-      std::unique_ptr<Job> job;
-      {
-        std::unique_lock lock(mutex_);
-        ready_.wait(lock, [this] { return stop_ || !queue_.empty(); });
-        if (stop_) return;
-        job = std::move(queue_.front());
-        queue_.pop_front();
+      std::unique_lock lock(mutex_);
+      ready_.wait(lock, [this] {
+        return stop_ || (!queue_.empty() && (queue_.front()->turn != Turn::Alone || writing_.empty()));
+      });
+      if (stop_) return;
+      auto job = std::move(queue_.front());
+      queue_.pop_front();
+      if (job->turn == Turn::Writing) {
+        writing_.push_back(std::move(job));
+        ready_.notify_all();
+        continue;
       }
-      try {
-        job->work();
-      } catch (...) {
-        job->failure = currentFailure();
-      }
-      job->work = nullptr;
-      // The queue is unlimited, so this cannot block; it fails only while the environment is torn down.
-      Job* raw = job.release();
-      if (napi_call_threadsafe_function(settled_, raw, napi_tsfn_blocking) != napi_ok) leak(raw);
+      lock.unlock();
+      perform(*job);
+      deliver(std::move(job));
     }
+  }
+
+  void write() {
+    c10::InferenceMode guard;
+    omp_set_num_threads(1);  // no second team beside the engine's
+    stopRequested = &stop_;
+    for (;;) {
+      std::unique_lock lock(mutex_);
+      ready_.wait(lock, [this] { return stop_ || !writing_.empty(); });
+      if (stop_) return;
+      auto& job = writing_.front();
+      lock.unlock();
+      perform(*job);
+      deliver(std::move(job));
+      lock.lock();
+      writing_.pop_front();  // only now: what waits for it is settled after it
+      ready_.notify_all();
+    }
+  }
+
+  static void perform(Job& job) {
+    try {
+      job.work();
+    } catch (...) {
+      job.failure = currentFailure();
+    }
+    job.work = nullptr;
+  }
+
+  // The queue is unlimited, so this cannot block; it fails only while the environment is torn down.
+  void deliver(std::unique_ptr<Job> job) {
+    Job* raw = job.release();
+    if (napi_call_threadsafe_function(settled_, raw, napi_tsfn_blocking) != napi_ok) leak(raw);
   }
 
   static void settle(napi_env rawEnv, napi_value, void* context, void* data) {
@@ -172,19 +214,21 @@ class Engine {
       std::lock_guard lock(self->mutex_);
       self->stop_ = true;
     }
-    self->ready_.notify_one();
+    self->ready_.notify_all();
     self->thread_.join();
-    for (auto& job : self->queue_) leak(job.release());
+    self->writer_.join();
+    for (auto* jobs : {&self->queue_, &self->writing_})
+      for (auto& job : *jobs) leak(job.release());
     napi_release_threadsafe_function(self->settled_, napi_tsfn_abort);
     delete self;
   }
 
   Napi::Env env_;
   napi_threadsafe_function settled_ = nullptr;
-  std::thread thread_;
+  std::thread thread_, writer_;
   std::mutex mutex_;
   std::condition_variable ready_;
-  std::deque<std::unique_ptr<Job>> queue_;
+  std::deque<std::unique_ptr<Job>> queue_, writing_;
   std::atomic<bool> stop_{false};
   int pending_ = 0;
 };

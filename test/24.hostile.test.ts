@@ -2,6 +2,7 @@
 import { mkdirSync, mkdtempSync, readFileSync, renameSync, symlinkSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import fc from 'fast-check';
+import { parquetWriteFile } from 'hyparquet-writer';
 import { describe, expect, it } from 'vitest';
 import { readRun, readRunFile } from '../lib/cli/run-file.ts';
 import { readPreferences } from '../lib/data/preferences.ts';
@@ -13,7 +14,7 @@ import { Tokenizer } from '../lib/text/tokenizer.ts';
 import { resolveArgs } from '../lib/train/args.ts';
 import { counted, near, RUNS, TIME, tried } from './hostile.ts';
 import { joinFile } from './support.ts';
-import { Child, expectFailure, FIXTURES, failure, ROOT, scratchDirectory } from './training.ts';
+import { Child, expectFailure, FIXTURES, failure, ROOT, scratchDirectory, wrpo } from './training.ts';
 
 const path = scratchDirectory('hostile');
 describe('safetensors', () => {
@@ -367,6 +368,22 @@ describe('rows and run files', () => {
     TIME,
   );
 
+  it('a NaN among the token ids of a Parquet file', async () => {
+    const file = path('nan.parquet');
+    const column = (name: string, data: number[][]) => ({ name, data });
+    parquetWriteFile({
+      filename: file,
+      columnData: [
+        ...[column('prompt', [[1.5, Number.NaN]]), column('source_chosen', [[1]])],
+        ...[column('target_chosen', [[2]]), column('rejected', [[3]])],
+      ],
+    });
+    const read = async () => {
+      for await (const _ of readPreferences(file));
+    };
+    await expectFailure(read, 'ERR_DATA', /nan\.parquet row 1: "prompt\[1\]" must be a token id/);
+  });
+
   it.each(['parquet', 'arrow'])(
     'a .%s file of any bytes',
     async (extension) => {
@@ -454,6 +471,17 @@ describe('rows and run files', () => {
       );
     },
     TIME,
+  );
+
+  it.each(['!!js/function "x"', '!!python/tuple [1, 2]', '!own {a: 1}'])(
+    'a tag that is not known, %s: one sentence, and nothing of Node’s',
+    async (value) => {
+      const file = path('tagged.yaml');
+      writeFileSync(file, `output_dir: o\nbeta: ${value}\n`);
+      const { status, stdout, stderr } = await wrpo(['train', '--config', file]);
+      expect([status, stdout]).toEqual([1, '']);
+      expect(stderr).toMatch(/^wrpo: [^\n]*tagged\.yaml: Unresolved tag: \S+ at line 2, column 7\n$/);
+    },
   );
 
   it('a YAML file whose aliases multiply, or that is deep', async () => {

@@ -828,6 +828,22 @@ describe('saving', () => {
     expect(after).toEqual(before);
   });
 
+  it('is written a tensor at a time: what is converted takes memory for one', async () => {
+    await using model = await tinyModel({ vocab_size: 700, num_hidden_layers: 4 });
+    const largest = Math.max(...[...model.parameters().values()].map(({ shape }) => shape.reduce((a, b) => a * b)));
+    const optimizer = new AdamW(model, { learningRate: 1e-3 });
+    const dir = fresh();
+    const taken = async (save: () => Promise<void>) => {
+      const { current } = model.memory({ resetPeak: true });
+      await save();
+      return model.memory().peak - current;
+    };
+    expect(await taken(() => model.save(dir))).toBe(0);
+    expect(await taken(() => optimizer.save(dir))).toBe(0);
+    expect(await taken(() => model.save(dir, { dtype: 'bfloat16' }))).toBe(2 * largest);
+    await optimizer.close();
+  });
+
   it('says where it cannot write', async () => {
     await using model = await tinyModel();
     const file = scratch('a file');

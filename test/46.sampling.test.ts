@@ -116,9 +116,9 @@ describe('requests', () => {
 
   it('are as many at a time as was asked for, and no more', async () => {
     for (const concurrency of [1, 3, 12]) {
-      // Long enough for all of them to arrive while the first waits.
-      const server = await serve({ latency: 25 * concurrency });
-      await sampleModel(await newStore(), endpoint(server.url, { concurrency }), RUN);
+      // Nobody is answered before so many have come, and then not at once: another would come meanwhile.
+      const server = await serve({ held: ({ peak }) => peak < concurrency, latency: 25 });
+      await sampleModel(await newStore(), endpoint(server.url, { concurrency, timeout: 60 }), RUN);
       expect(server.peak).toBe(concurrency);
     }
   });

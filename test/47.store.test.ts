@@ -353,13 +353,14 @@ it('a key is in no file and no word of sample, score and select, though the serv
 
 describe('processes that are killed', () => {
   let server: FakeServer;
+  let held = false;
   let runFile: (outputDir: string) => string;
   const STAGES = ['sample', 'score', 'select'] as const;
   /** That a stage goes on for, about, once it has begun to write. */
   const MILLISECONDS = { sample: 700, score: 700, select: 40 };
 
   beforeAll(async () => {
-    server = await FakeServer.start({ latency: 8 });
+    server = await FakeServer.start({ latency: 8, held: () => held });
     writeRows(
       path('questions.jsonl'),
       promptsOf(120).map(({ messages }) => ({ prompt: messages[0]!.content })),
@@ -479,11 +480,13 @@ describe('processes that are killed', () => {
   it('two at a time are one too many', async () => {
     const cut = fresh();
     const file = runFile(cut);
+    held = true; // so that the first is still there when the second comes
     const child = start(['sample', '--config', file, '--only', 'one']);
     await child.until(() => existsSync(`${cut}/samples/one.jsonl.lock`));
-    expect(await fail(['sample', '--config', file, '--only', 'one'], 1)).toMatch(
-      /one\.jsonl is being written by process \d+/,
-    );
+    const words = await fail(['sample', '--config', file, '--only', 'one'], 1).finally(() => {
+      held = false;
+    });
+    expect(words).toMatch(/one\.jsonl is being written by process \d+/);
     expect((await child.done).status).toBe(0);
   });
 });

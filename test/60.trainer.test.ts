@@ -137,7 +137,7 @@ describe('the recorded run', () => {
         output_dir: out,
       });
       await succeed(['train', '--config', config]);
-    }, 60_000);
+    });
 
     it('losses, gradient norms and final weights', () => expectTrace(out));
 
@@ -166,7 +166,7 @@ describe('the recorded run', () => {
       expect(metricsOf(again)).toEqual(metricsOf(out));
       const [first, second] = [out, again].map((dir) => parse(readFileSync(join(dir, 'config.yaml'), 'utf8')));
       expect(second).toEqual({ ...first, output_dir: again });
-    }, 60_000);
+    });
   });
 
   it.each([
@@ -349,7 +349,7 @@ describe('what a run tells', () => {
     trainer.on('step', (step) => steps.push(step));
     result = await trainer.train();
     evaluated = await trainer.evaluate();
-  }, 60_000);
+  });
 
   it('steps, logs, evaluations and saves in their order', () => {
     expect(steps.map(({ step, totalSteps }) => [step, totalSteps])).toEqual([1, 2, 3, 4].map((step) => [step, 4]));

@@ -1,7 +1,7 @@
 /** Checkpoints: whatever stops a run, continuing it ends in the same bytes. */
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
-import { beforeAll, describe, expect, it } from 'vitest';
+import { beforeAll, describe, expect, it, vi } from 'vitest';
 import { Model } from '../lib/model/model.ts';
 import type { TrainingArgsInput } from '../lib/train/args.ts';
 import type { Objective } from '../lib/train/objective.ts';
@@ -80,24 +80,20 @@ describe('a resumed run ends as an uninterrupted one', () => {
     ['sft, in file order', { ...{ lossType: 'sft', beta: undefined, alpha: undefined }, shuffle: false }],
     ['wrpo_simpo', { lossType: 'wrpo_simpo', beta: 2, simpoGamma: 0.3 }],
     ['authors_sigmoid and sft_weight', { lossType: 'authors_sigmoid', alpha: undefined, sftWeight: 0.2 }],
-  ] as const)(
-    '%s',
-    async (name, args) => {
-      const uninterrupted = path(`whole ${name}`);
-      const { trainingLoss, metrics } = await train(uninterrupted, { ...args, saveSteps: 1 });
-      expect(stateOf(uninterrupted)).toMatchObject({ global_step: 9, max_steps: 9, epoch: 2.25 });
-      // In the middle of a logging interval (1, 6), of an epoch (1, 3, 6), at both ends (4, 8), and with nothing left (9).
-      for (const step of [1, 3, 4, 6, 8, 9]) {
-        const dir = interrupted(uninterrupted, step, path(`${name} from ${step}`));
-        const resumed = await train(dir, args, { resumeFromCheckpoint: true });
-        expectSameRun(dir, uninterrupted);
-        expect(resumed.globalStep).toBe(9);
-        expect(resumed.trainingLoss).toBe(trainingLoss);
-        expect(resumed.metrics.eval_loss).toBe(metrics.eval_loss);
-      }
-    },
-    60_000,
-  );
+  ] as const)('%s', async (name, args) => {
+    const uninterrupted = path(`whole ${name}`);
+    const { trainingLoss, metrics } = await train(uninterrupted, { ...args, saveSteps: 1 });
+    expect(stateOf(uninterrupted)).toMatchObject({ global_step: 9, max_steps: 9, epoch: 2.25 });
+    // In the middle of a logging interval (1, 6), of an epoch (1, 3, 6), at both ends (4, 8), and with nothing left (9).
+    for (const step of [1, 3, 4, 6, 8, 9]) {
+      const dir = interrupted(uninterrupted, step, path(`${name} from ${step}`));
+      const resumed = await train(dir, args, { resumeFromCheckpoint: true });
+      expectSameRun(dir, uninterrupted);
+      expect(resumed.globalStep).toBe(9);
+      expect(resumed.trainingLoss).toBe(trainingLoss);
+      expect(resumed.metrics.eval_loss).toBe(metrics.eval_loss);
+    }
+  });
 
   it('from a checkpoint that lies elsewhere, with the whole history', async () => {
     const dir = path('elsewhere');
@@ -106,9 +102,15 @@ describe('a resumed run ends as an uninterrupted one', () => {
     expect(existsSync(join(whole, 'checkpoint-6'))).toBe(true);
   });
 
-  it('with nothing to resume it starts', async () => {
+  it('with nothing to resume it starts, and says so', async () => {
     const dir = path('nothing there');
-    await train(dir, {}, { resumeFromCheckpoint: true });
+    const said = vi.spyOn(process.stderr, 'write').mockReturnValue(true);
+    try {
+      await train(dir, {}, { resumeFromCheckpoint: true });
+      expect(said.mock.calls.flat()).toContain(`no checkpoint in ${dir}: starting at step 0\n`);
+    } finally {
+      said.mockRestore();
+    }
     expectSameRun(dir, whole);
   });
 
@@ -305,7 +307,7 @@ describe('processes', () => {
     writeRows(path('held.jsonl'), held);
     writeRunFile(config, { ...keys, output_dir: straight });
     await succeed(['train', '--config', config]);
-  }, 60_000);
+  });
 
   const completed = (dir: string) =>
     Math.max(
@@ -395,7 +397,7 @@ describe('processes', () => {
         .sort(),
     ).toEqual([48, 54, 60].map((step) => `checkpoint-${step}`));
     console.log(`killed in: ${landed.join(', ')}`);
-  }, 90_000);
+  });
 
   it('Ctrl-C: stops after the micro-batch, with a checkpoint to go on from', async () => {
     const dir = path('stopped');
@@ -415,7 +417,7 @@ describe('processes', () => {
     expect(existsSync(join(dir, 'model.safetensors'))).toBe(false);
     await succeed([...args, '--resume-from-checkpoint', join(dir, `checkpoint-${step}`)]);
     expectSameRun(dir, straight);
-  }, 60_000);
+  });
 
   it('Ctrl-C while the reference is computed: what is there is kept', async () => {
     const dir = path('stopped early');
@@ -429,7 +431,7 @@ describe('processes', () => {
     await succeed([...args, '--max_steps', '1', '--resume-from-checkpoint']);
     expect(readFileSync(column, 'utf8').startsWith(kept)).toBe(true);
     expect(readFileSync(column, 'utf8')).toBe(readFileSync(join(straight, 'reference-train.jsonl'), 'utf8'));
-  }, 60_000);
+  });
 
   it('Ctrl-C twice: at once', async () => {
     const dir = path('stopped twice');
@@ -440,5 +442,5 @@ describe('processes', () => {
     child.process.kill('SIGINT');
     const { signal, status } = await child.done;
     expect(signal === 'SIGINT' || status === 1).toBe(true);
-  }, 60_000);
+  });
 });

@@ -204,30 +204,26 @@ describe('a resumed run ends as an uninterrupted one', () => {
   it.each([
     ['float32, dropout', { loraDropout: 0.3 }],
     ['bfloat16, all-linear', { dtype: 'bfloat16', loraTargetModules: 'all-linear' }],
-  ] as const)(
-    '%s',
-    async (name, args) => {
-      const whole = path(`whole ${name}`);
-      await train(whole, { ...args, saveSteps: 1 });
-      const checkpoint = join(whole, 'checkpoint-3');
-      expect(
-        readdirSync(checkpoint)
-          .filter((file) => /\.safetensors$/.test(file))
-          .sort(),
-      ).toEqual(['adapter_model.safetensors', 'optimizer.safetensors']);
-      const moments = [...readTensors(join(checkpoint, 'optimizer.safetensors')).keys()];
-      for (const moment of moments) expect(moment).toMatch(/^exp_avg(_sq)?\..*\.lora_[AB]\.weight$/);
-      for (const step of [1, 6, 9]) {
-        const dir = path(`${name} from ${step}`);
-        mkdirSync(dir);
-        cpSync(join(whole, `checkpoint-${step}`), join(dir, `checkpoint-${step}`), { recursive: true });
-        await train(dir, args, { resumeFromCheckpoint: true });
-        expect(adapterOf(dir).equals(adapterOf(whole))).toBe(true);
-        expect(metricsOf(dir)).toEqual(metricsOf(whole));
-      }
-    },
-    60_000,
-  );
+  ] as const)('%s', async (name, args) => {
+    const whole = path(`whole ${name}`);
+    await train(whole, { ...args, saveSteps: 1 });
+    const checkpoint = join(whole, 'checkpoint-3');
+    expect(
+      readdirSync(checkpoint)
+        .filter((file) => /\.safetensors$/.test(file))
+        .sort(),
+    ).toEqual(['adapter_model.safetensors', 'optimizer.safetensors']);
+    const moments = [...readTensors(join(checkpoint, 'optimizer.safetensors')).keys()];
+    for (const moment of moments) expect(moment).toMatch(/^exp_avg(_sq)?\..*\.lora_[AB]\.weight$/);
+    for (const step of [1, 6, 9]) {
+      const dir = path(`${name} from ${step}`);
+      mkdirSync(dir);
+      cpSync(join(whole, `checkpoint-${step}`), join(dir, `checkpoint-${step}`), { recursive: true });
+      await train(dir, args, { resumeFromCheckpoint: true });
+      expect(adapterOf(dir).equals(adapterOf(whole))).toBe(true);
+      expect(metricsOf(dir)).toEqual(metricsOf(whole));
+    }
+  });
 
   it('killed', async () => {
     const keys = {
@@ -251,7 +247,7 @@ describe('a resumed run ends as an uninterrupted one', () => {
     expect(adapterOf(path('killed')).equals(adapterOf(path('kept alive')))).toBe(true);
     expect(metricsOf(path('killed'))).toEqual(metricsOf(path('kept alive')));
     expect(leftovers(path('killed'))).toEqual([]);
-  }, 60_000);
+  });
 
   it.each<[Partial<TrainingArgsInput>, RegExp]>([
     [{ loraR: 8 }, /loraR was 4 and is now 8/],
@@ -309,7 +305,7 @@ describe('the command', () => {
     expect(weightsOf(half).length).toBeLessThan(0.6 * weightsOf(out).length);
     const check = await succeed(['data', 'check', data, '--model', run]);
     expect(check.stdout).toContain('4');
-  }, 60_000);
+  });
 
   it.each([
     [['merge', '--model', POLICY, '--output', 'x'], 1, 'holds no adapter to merge'],

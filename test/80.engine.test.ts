@@ -112,7 +112,7 @@ describe('threads', () => {
     expect(found.runtimes).toHaveLength(1);
     expect(found.policy).toBe('passive');
     expect(found.threads).toBeGreaterThanOrEqual(1);
-  }, 30_000);
+  });
 
   it('the user’s own OpenMP settings win', async () => {
     const found = await value<{ policy: string; threads: number }>(TRAIN_A_STEP, {
@@ -120,7 +120,7 @@ describe('threads', () => {
       env: { OMP_WAIT_POLICY: 'active', OMP_NUM_THREADS: '1' },
     });
     expect(found).toMatchObject({ policy: 'active', threads: 1 });
-  }, 30_000);
+  });
 
   it('thirty models opened and closed leave as many threads and no memory', async () => {
     const found = await value<{ threads: number[]; bytes: number }>(
@@ -145,7 +145,7 @@ describe('threads', () => {
     );
     expect(found.threads[1]).toBe(found.threads[0]);
     expect(found.bytes).toBe(0);
-  }, 30_000);
+  });
 
   it('the event loop stays free while a micro-batch is computed', async () => {
     const found = await value<{ busy: number; active: number; ticks: number }>(`
@@ -161,11 +161,11 @@ describe('threads', () => {
       clearInterval(timer);
       say({ busy: performance.now() - began, active, ticks });`);
     expect(found.busy).toBeGreaterThan(500);
-    // All the time it was not waiting, whoever else wants the processor.
-    expect(found.active).toBeLessThan(250);
+    // All the time it was not waiting, whoever else wants the processor; the ticks themselves take some.
+    expect(found.active).toBeLessThan(Math.max(250, found.busy / 20));
     expect(found.ticks).toBeGreaterThan(found.busy / 50);
     console.log(`event loop: active for ${found.active.toFixed(1)} ms in ${found.busy.toFixed(0)} ms of work`);
-  }, 60_000);
+  });
 });
 
 describe('the end of a process', () => {
@@ -183,7 +183,7 @@ describe('the end of a process', () => {
     expect({ status, signal }).toEqual({ status: 0, signal: null });
     // On a machine that is busy, what starts slowly ends slowly.
     expect(Date.now() - last.at).toBeLessThan(Math.max(2000, last.upTo));
-  }, 30_000);
+  });
 
   it('queued work keeps it alive until it is done', async () => {
     const { stdout, status } = await script(`
@@ -196,35 +196,31 @@ describe('the end of a process', () => {
         .split('\n')
         .map((line) => JSON.parse(line)),
     ).toEqual([0, 1, 2].map((i) => ({ i, finite: true })));
-  }, 30_000);
+  });
 
   it.each([
     ['process.exit', 'process.exit(7)', 7, /^$/],
     ['an uncaught error', 'throw new Error("mine")', 1, /^Error: mine$/m],
-  ])(
-    '%s in the middle of long queued work ends it at once',
-    async (_, end, code, words) => {
-      const {
-        value: last,
-        status,
-        signal,
-        stderr,
-      } = await script<{ at: number; one: number }>(`
+  ])('%s in the middle of long queued work ends it at once', async (_, end, code, words) => {
+    const {
+      value: last,
+      status,
+      signal,
+      stderr,
+    } = await script<{ at: number; one: number }>(`
       const model = await create();
       const began = performance.now();
       await accumulate(model, batchOf(8, 200));
       const one = performance.now() - began;
       for (let i = 0; i < 40; i++) accumulate(model, batchOf(8, 200)).catch(() => {});
       setTimeout(() => { say({ at: Date.now(), one }); ${end}; }, 300);`);
-      const waited = Date.now() - last.at;
-      expect({ status, signal }, stderr).toEqual({ status: code, signal: null });
-      expect(stderr).toMatch(words);
-      // Not even what was under way is finished, however busy the machine is.
-      expect(waited).toBeLessThan(Math.max(1500, last.one));
-      console.log(`${end}: gone after ${waited} ms`);
-    },
-    30_000,
-  );
+    const waited = Date.now() - last.at;
+    expect({ status, signal }, stderr).toEqual({ status: code, signal: null });
+    expect(stderr).toMatch(words);
+    // Not even what was under way is finished, however busy the machine is.
+    expect(waited).toBeLessThan(Math.max(1500, last.one));
+    console.log(`${end}: gone after ${waited} ms`);
+  });
 
   it('workers terminated in the middle of their work, six rounds', async () => {
     const worker = path('worker.mjs');
@@ -278,7 +274,7 @@ describe('the end of a process', () => {
     console.log(
       `workers: longest terminate() ${found.longest.toFixed(0)} ms, threads after each round ${found.threads}`,
     );
-  }, 60_000);
+  });
 
   it('a worker that has done its work ends by itself', async () => {
     const worker = path('short-worker.mjs');
@@ -297,7 +293,7 @@ describe('the end of a process', () => {
       { args: [worker] },
     );
     expect(code).toBe(0);
-  }, 30_000);
+  });
 });
 
 describe('the queue', () => {
@@ -334,7 +330,7 @@ describe('the queue', () => {
     expect(new Set(found.norms).size).toBe(1);
     expect(found.losses[1]).not.toBe(found.losses[0]);
     expect(found.bytes).toBeLessThan(1e6); // nothing of the four is left
-  }, 30_000);
+  });
 
   it('close() waits for what is queued, and what comes later is refused', async () => {
     const order = await value<unknown[]>(`
@@ -357,7 +353,34 @@ describe('the queue', () => {
     expect(order[1]).toEqual(['WrpoError', 'ERR_CLOSED', expect.stringContaining('await them first')]);
     expect(order[2]).toEqual([closed('model'), closed('model'), closed('model'), closed('optimizer'), closed('model')]);
     expect(order[3]).toBe('done');
-  }, 30_000);
+  });
+
+  it('computes while a file is written, and changes nothing before it is', async () => {
+    const found = await value<{ order: string[]; same: boolean; moved: boolean }>(`
+      import { execFileSync } from 'node:child_process';
+      import { loadNative } from ${JSON.stringify(join(ROOT, 'dist', 'native', 'load.js'))};
+      const model = await Model.load(POLICY);
+      const optimizer = new AdamW(model, { learningRate: 1e-2 });
+      const weights = [...model.parameters().values()];
+      const bytes = () => Buffer.concat(weights.map((tensor) => Buffer.from(tensor.view().slice().buffer)));
+      const before = bytes();
+      const pipe = ${JSON.stringify(path('pipe'))};
+      execFileSync('mkfifo', [pipe]);
+      const order = [];
+      const note = (name) => () => order.push(name);
+      // Is written when somebody reads, and not before.
+      const written = loadNative().writeTensors(pipe, Buffer.alloc(8), weights, 'float32').then(note('written'));
+      const accumulated = accumulate(model, batchOf(1, 20)).then(note('accumulate'));
+      const stepped = optimizer.step().then(note('step'));
+      const asked = accumulate(model, batchOf(1, 20)).then(note('accumulate'));
+      await accumulated;
+      await sleep(100);
+      note('read')();
+      const read = readFileSync(pipe).subarray(8);
+      await Promise.all([written, stepped, asked]);
+      say({ order, same: read.equals(before), moved: !bytes().equals(before) });`);
+    expect(found).toEqual({ order: ['accumulate', 'read', 'written', 'step', 'accumulate'], same: true, moved: true });
+  });
 
   it('answers in the order of the calls, with the models mixed, the same every time', async () => {
     const found = await value<{ order: number[]; same: boolean }>(`
@@ -372,7 +395,7 @@ describe('the queue', () => {
       for (let i = 0; i < 12; i++) again.push((await accumulate(models[0], batchOf(1 + (i % 3), 10 + 10 * (i % 4)))).loss);
       say({ order, same: results.every((loss, i) => loss === again[i]) });`);
     expect(found).toEqual({ order: Array.from({ length: 12 }, (_, i) => i), same: true });
-  }, 30_000);
+  });
 
   it('refuses batches that would lead it outside its memory', async () => {
     const found = await value<[string, string, string][]>(`
@@ -407,5 +430,5 @@ describe('the queue', () => {
       expect(code, `${name}: ${message}`).toMatch(/^ERR_(DATA|CONFIG)$/);
       expect(message).not.toMatch(/\n|Exception|\.cpp/);
     }
-  }, 30_000);
+  });
 });

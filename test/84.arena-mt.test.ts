@@ -80,6 +80,16 @@ describe('Arena-Hard', () => {
     );
   });
 
+  it('a configuration of the judge that is damaged, or lacks its texts, is one sentence', async () => {
+    const read = (text: string) => () => arena.readPrompt(text, 'judge.yaml');
+    await expectFailure(read('a: [1,\nb: }'), 'ERR_DATA', /^judge\.yaml: cannot be read: [^\n]+ at line 2, column 1$/);
+    await expectFailure(read('system_prompt: be fair'), 'ERR_DATA', /expected the texts system_prompt and/);
+    expect(arena.readPrompt('{system_prompt: !own a, prompt_template: [b, c]}', '')).toEqual({
+      system: 'a',
+      template: 'b',
+    });
+  });
+
   it('control of style is the regression of the public tool', () => {
     const { questions, win_rate } = vectors('arena_style');
     const games = questions.map((one: arena.StyledGames) => one.games);

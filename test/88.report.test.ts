@@ -505,6 +505,8 @@ describe('watching', () => {
         expect([host, status, body]).toEqual([host, 403, '']);
       }
       expect((await ask(url, { headers: { host: `localhost:${port}` } })).status).toBe(200);
+      // Another address of this machine, at which whoever binds to all of them answers.
+      await expect(ask(url, { host: '127.0.0.2' })).rejects.toMatchObject({ code: 'ECONNREFUSED' });
       expect((await ask(url, { method: 'POST' })).status).toBe(405);
       await expectFailure(
         () => watch(path('guarded'), { port: Number(port) }),

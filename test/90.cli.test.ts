@@ -573,7 +573,7 @@ describe('training', () => {
       return lines.reduce((sum, line) => sum + line.target_chosen - line.rejected, 0) / lines.length;
     });
     expect(margins[1]! - margins[0]!).toBeGreaterThan(1);
-  }, 30_000);
+  });
 
   it('with the chat template of the run file, as files of the alignment handbook have it', async () => {
     const model = await textModel();
@@ -596,7 +596,7 @@ describe('training', () => {
     const again = { model_name_or_path: out, dataset_name: textRows(), output_dir: path('own-template-again') };
     await succeed(train({ ...again, learning_rate: 0, loss_type: 'sft', completion_only_loss: false }));
     expect(metricsOf(again.output_dir)[0]!.loss).toBe(metricsOf(out)[0]!.loss);
-  }, 30_000);
+  });
 
   it('Parquet, and the splits of a saved data set, with evaluation', async () => {
     const model = await textModel();
@@ -616,7 +616,7 @@ describe('training', () => {
       expect(evaluated).toHaveLength(4);
       expect(evaluated.at(-1)).toBeLessThan(evaluated[0]!);
     }
-  }, 30_000);
+  });
 
   it('models and data of the hub, each of its own revision, and again without the network', async () => {
     const hub = await TestHub.start();
@@ -645,7 +645,7 @@ describe('training', () => {
     const offline = { ...env, HF_HUB_OFFLINE: '1' };
     await succeed(train({ ...keys, output_dir: path('offline') }), { env: offline });
     for (const name of ['of-the-hub', 'offline']) expect(metricsOf(path(name))).toEqual(metricsOf(path('of-the-disk')));
-  }, 30_000);
+  });
 
   it('wrpo sft', async () => {
     const out = path('sft');
@@ -661,7 +661,7 @@ describe('training', () => {
     // What it writes runs again.
     await succeed(['sft', '--config', join(out, 'config.yaml'), '--output_dir', path('sft-again')]);
     expect(weightsOf(path('sft-again')).equals(weightsOf(out))).toBe(true);
-  }, 30_000);
+  });
 });
 
 describe('doctor', () => {
@@ -771,7 +771,7 @@ describe('a full disk', () => {
     await succeed(train({ output_dir: out }, ...resume));
     expect(weightsOf(out).equals(weightsOf(whole))).toBe(true);
     expect(metricsOf(out)).toEqual(metricsOf(whole));
-  }, 30_000);
+  });
 
   it('small files too are written whole or not at all', async () => {
     const file = path('limited-files.mjs');
@@ -812,5 +812,5 @@ describe('a full disk', () => {
     execFileSync('mount', ['-o', 'remount,size=16m', out]);
     await succeed(train({ output_dir: out }, ...options, '--resume-from-checkpoint'));
     expect(weightsOf(out).equals(weightsOf(whole))).toBe(true);
-  }, 30_000);
+  });
 });

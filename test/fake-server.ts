@@ -32,7 +32,9 @@ export interface FakeOptions {
    * the order in which requests arrive changes nothing.
    */
   chaos?: { share: number; seed: number; troubles?: Trouble[] };
-  /** Milliseconds to an answer. */
+  /** Whether answers wait still, asked again and again. */
+  held?: (server: FakeServer) => boolean;
+  /** Milliseconds to an answer, from then on. */
   latency?: number;
   /** Decides about a request before all else: a status with a message, or undefined. */
   refuse?: (seen: Seen) => { status: number; body: unknown; headers?: Record<string, string> } | undefined;
@@ -94,6 +96,12 @@ export class FakeServer {
     return `http://127.0.0.1:${this.port}/v1`;
   }
 
+  /** Waits until nobody is connected, and all that they asked is seen: what a process sent arrives after its end. */
+  async left(): Promise<void> {
+    const connections = () => new Promise<number>((resolve) => this.#server.getConnections((_, n) => resolve(n)));
+    while ((await connections()) > 0) await sleep(1);
+  }
+
   close(): Promise<void> {
     this.#server.closeAllConnections();
     return new Promise((resolve) => this.#server.close(() => resolve()));
@@ -109,6 +117,7 @@ export class FakeServer {
       response.writeHead(status, { 'content-type': 'application/json', ...headers });
       response.end(typeof value === 'string' ? value : JSON.stringify(value));
     };
+    while (this.options.held?.(this)) await sleep(1);
     await sleep(this.options.latency ?? 0);
     const refusal = this.options.refuse?.(one);
     if (refusal) return send(refusal.status, refusal.body, refusal.headers);

@@ -29,7 +29,9 @@ if (files.length === 0) {
 }
 const vitest = join(dirname(require.resolve('vitest/package.json')), 'vitest.mjs');
 const LD_PRELOAD = ['libasan.so', 'libubsan.so'].map(library).join(' ');
-run(process.execPath, [vitest, 'run', ...files], { ...env, WRPO_PREBUILD: home, LD_PRELOAD });
+// Processes start in five times the time, and what they compute takes ten.
+const patience = ['--testTimeout=1800000', '--hookTimeout=1800000'];
+run(process.execPath, [vitest, 'run', ...patience, ...files], { ...env, WRPO_PREBUILD: home, LD_PRELOAD });
 
 /** Builds it with these sanitizers; returns the directory that WRPO_PREBUILD takes. */
 function build(name, sanitizers, ...targets) {

@@ -1,6 +1,6 @@
 /** Run files, and options that override their keys. */
 import { readFileSync } from 'node:fs';
-import { isMap, isScalar, isSeq, LineCounter, type Node, parse, parseDocument, YAMLParseError } from 'yaml';
+import { isMap, isScalar, isSeq, LineCounter, type Node, parseDocument, YAMLError } from 'yaml';
 import { WrpoError } from '../errors.js';
 import { readKeys } from '../train/args.js';
 import { camel } from '../train/compat.js';
@@ -83,7 +83,11 @@ function placeOf(root: Node | null, steps: readonly (PropertyKey | undefined)[])
 
 function parseYaml(text: string, where: string): unknown {
   try {
-    const values = parse(text, { merge: true }); // as in YAML 1.1, which Python reads
+    const document = parseDocument(text, { merge: true, logLevel: 'error' }); // as in YAML 1.1, which Python reads
+    // A tag that it does not know is a warning: what stands behind it is anybody's guess.
+    const [fault] = [...document.errors, ...document.warnings];
+    if (fault) throw fault;
+    const values: unknown = document.toJS();
     JSON.stringify(values); // an alias within what it stands for is a value without an end
     return values;
   } catch (cause) {
@@ -91,7 +95,7 @@ function parseYaml(text: string, where: string): unknown {
       throw new WrpoError('ERR_CONFIG', `${where}: an alias stands within its own value`, { cause });
     }
     // The first line says what and where; the others draw it.
-    const message = cause instanceof YAMLParseError ? cause.message.split('\n')[0]!.replace(/:$/, '') : String(cause);
+    const message = cause instanceof YAMLError ? cause.message.split('\n')[0]!.replace(/:$/, '') : String(cause);
     throw new WrpoError('ERR_CONFIG', `${where}: ${message}`, { cause });
   }
 }

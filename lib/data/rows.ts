@@ -44,7 +44,8 @@ export function readTextFile(path: string): string {
 /** Why something cannot be read: a package's misstep over bytes that it did not expect says nothing of them. */
 export function reasonOf(cause: unknown): string {
   const stumbled = cause instanceof TypeError || cause instanceof RangeError;
-  const { message } = cause as Error;
+  // Of YAML the first line says what and where; the others draw it.
+  const message = (cause as Error).message.split('\n')[0]!.replace(/:$/, '');
   return stumbled || /\b(undefined|NaN)\b/.test(message) ? 'it is damaged' : message;
 }
 

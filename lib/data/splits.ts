@@ -86,7 +86,7 @@ export async function readCard(readme: string): Promise<Card | undefined> {
   if (!head?.includes('data_files')) return undefined;
   const { parse } = await import('yaml');
   try {
-    return parse(head).configs.flatMap(patternsOf);
+    return parse(head, { logLevel: 'error' }).configs.flatMap(patternsOf);
   } catch {
     return undefined; // then the names of the files say it
   }

@@ -4,7 +4,8 @@
  */
 import { createHash } from 'node:crypto';
 import type { Message } from '../data/preferences.js';
-import { fault } from '../data/rows.js';
+import { fault, readFault } from '../data/rows.js';
+import { yaml } from '../packages.js';
 import { type Choice, type Question, type Reader, textOf } from './judge.js';
 import { PythonRandom } from './python-random.js';
 import {
@@ -77,9 +78,15 @@ export interface ArenaPrompt {
   template: string;
 }
 
-/** Throws ERR_DATA naming what the configuration lacks. */
-export function readPrompt(config: unknown, file: string): ArenaPrompt {
-  const { system_prompt: system, prompt_template: given } = (config ?? {}) as Row;
+/** Reads the judge's configuration, which is YAML. Throws ERR_DATA naming what it lacks. */
+export function readPrompt(text: string, file: string): ArenaPrompt {
+  let config: Row;
+  try {
+    config = yaml().parse(text, { logLevel: 'error' }) ?? {};
+  } catch (cause) {
+    throw readFault(file, cause);
+  }
+  const { system_prompt: system, prompt_template: given } = config;
   const template = Array.isArray(given) ? given[0] : given;
   if (typeof system !== 'string' || typeof template !== 'string') {
     throw fault(file, 'expected the texts system_prompt and prompt_template');

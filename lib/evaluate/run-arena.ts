@@ -1,6 +1,5 @@
 /** Arena-Hard from its run file to a file of judgments and a win rate. */
 import { join } from 'node:path';
-import { parse } from 'yaml';
 import { fault } from '../data/rows.js';
 import * as arena from './arena-hard.js';
 import type { ArenaConfig } from './config.js';
@@ -25,7 +24,7 @@ export async function evaluateArena(config: ArenaConfig, options: RunOptions): P
   const all = await rowsOf(config.questions, arena.readQuestion);
   const questions = all.slice(0, config.limit);
   const { text, hash } = readText(config.judgeConfig);
-  const prompt = arena.readPrompt(parse(text), config.judgeConfig);
+  const prompt = arena.readPrompt(text, config.judgeConfig);
   const baseline = byId(await rowsOf(config.baselineAnswers, arena.readAnswer), all, config.baselineAnswers);
   const model = await arenaAnswers(config, all, options);
   const [{ model: name }] = model.values() as unknown as [arena.ArenaAnswer];

@@ -240,7 +240,7 @@ const logProbsIn = (path: string, model: string): LogProbRow[] =>
 
 function read(path: string): unknown {
   try {
-    return yaml().parse(readTextFile(path)) ?? {}; // JSON is YAML
+    return yaml().parse(readTextFile(path), { logLevel: 'error' }) ?? {}; // JSON is YAML
   } catch (cause) {
     if (cause instanceof WrpoError) throw cause;
     throw fault(path, `cannot be read: ${(cause as Error).message.split('\n')[0]}`, cause);

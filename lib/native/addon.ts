@@ -303,6 +303,7 @@ export interface NativeAddon {
     path: string,
     ranges: { name: string; tensor: Tensor; dtype: Dtype; offset: number; bytes: number }[],
   ): Promise<void>;
+  /** Beside what only reads weights: `accumulate`, `logProbs`, `score`, a generator. Everything else waits for it. */
   writeTensors(path: string, header: Uint8Array, tensors: Tensor[], dtype: Dtype): Promise<void>;
 }
 

@@ -203,7 +203,7 @@ async function readLines<T extends z.ZodType>(type: T, path: string): Promise<ou
 function readAs<T extends z.ZodType>(type: T, path: string): output<T> {
   let value: unknown;
   try {
-    value = parse(readFileSync(path, 'utf8'));
+    value = parse(readFileSync(path, 'utf8'), { logLevel: 'error' });
   } catch (cause) {
     throw fault(path, `cannot be read: ${(cause as Error).message.split('\n')[0]}`, cause);
   }
