@@ -381,6 +381,38 @@ describe('wrpo fuse', () => {
     expect(results(stopped)).toEqual(results(path('whole')));
   });
 
+  it('leaves a key in no file, word or report, though a source repeats it', async () => {
+    const key = 'sk-MARKED-9876543210';
+    const telling = await FakeServer.start({ text: (_, seed) => `it is ${seed} by ${key}` });
+    const { sources, ...rest } = parse(readFileSync(file, 'utf8'));
+    const asked = { base_url: telling.url, api_key_env: 'MARKED_KEY' };
+    const keyed = writeRunFile(path('keyed.yaml'), {
+      ...rest,
+      sources: [sources[0], { name: 'telling', model: 'm', ...asked }],
+      scorers: [{ ...rest.scorers[0], ...asked }],
+    });
+    const options = { cwd: cwd('keyed'), env: { MARKED_KEY: key } };
+    const words = [];
+    for (const args of [
+      ['fuse', '--config', keyed],
+      ['report', 'out'],
+      ['tables', 'out'],
+    ]) {
+      const { stdout, stderr } = await succeed(args, options);
+      words.push(stdout, stderr);
+    }
+    await telling.close();
+    expect(telling.seen.some(({ authorization }) => authorization === `Bearer ${key}`)).toBe(true);
+    const out = join(options.cwd, 'out');
+    expect(readFileSync(join(out, 'samples/telling.jsonl'), 'utf8')).toContain('by ***');
+    expect(filesBelow(out)).toContain('report.html');
+    const holding = filesBelow(out).filter(
+      (name) => statSync(join(out, name)).isFile() && readFileSync(join(out, name)).includes(key),
+    );
+    expect(holding).toEqual([]);
+    expect(words.join('')).not.toContain(key);
+  });
+
   it('writes down a run file that does the same', async () => {
     const outputDir = path('first');
     const written = parse(readFileSync(join(outputDir, 'config.yaml'), 'utf8'));
