@@ -1,4 +1,4 @@
-/** Files from anywhere: each is read for what it is, or refused in one sentence. `npm run torture` tries many more. */
+/** Files from anywhere: each is read for what it is, or refused in one sentence. `npm run fuzz` tries many more. */
 import { mkdirSync, mkdtempSync, readFileSync, renameSync, symlinkSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import fc from 'fast-check';
