@@ -2,7 +2,7 @@
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { Child, MAIN, POLICY, ROOT, script as run, scratchDirectory } from './training.ts';
+import { Child, MAIN, POLICY, ROOT, script as run, SCRIPT_BATCHES, scratchDirectory } from './training.ts';
 
 const path = scratchDirectory('engine');
 const INDEX = join(ROOT, 'dist', 'index.js');
@@ -19,15 +19,7 @@ const POLICY = ${JSON.stringify(POLICY)};
 const create = (changes) => Model.create({ model_type: 'llama', vocab_size: 2000, hidden_size: 256, num_hidden_layers: 8,
   num_attention_heads: 4, num_key_value_heads: 2, intermediate_size: 640, max_position_embeddings: 1024,
   rms_norm_eps: 1e-5, rope_theta: 10000, ...changes });
-const ids = (n, seed) => Int32Array.from({ length: n }, (_, i) => (i * 31 + seed * 17 + 3) % 190);
-const roles = ['source_chosen', 'target_chosen', 'rejected'];
-const rowsOf = (count, length) => Array.from({ length: count }, (_, i) => ({ where: 'row ' + i, prompt: ids(length, i),
-  responses: Object.fromEntries(roles.map((role, k) => [role, ids(length, i + k + 1)])) }));
-const objective = { lossType: 'wrpo', beta: 0.1, alpha: 0.3 };
-const batchOf = (count, length) => ({
-  ...withContests(packRows(rowsOf(count, length), roles), contestsOf(objective)), reference: new Float64Array(3 * count) });
-const accumulate = (model, batch) => model.accumulate(batch, { objective: formOf(objective), normalizer: 4 });
-const mapped = (pattern) => [...new Set(readFileSync('/proc/self/maps', 'utf8').split('\\n')
+${SCRIPT_BATCHES}const mapped = (pattern) => [...new Set(readFileSync('/proc/self/maps', 'utf8').split('\\n')
   .map((line) => line.slice(line.indexOf('/'))).filter((file) => pattern.test(file)))];
 const threads = () => Number(/^Threads:\\s+(\\d+)/m.exec(readFileSync('/proc/self/status', 'utf8'))[1]);
 const say = (value) => console.log(JSON.stringify(value));

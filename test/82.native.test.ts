@@ -2,7 +2,7 @@
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { expect, it } from 'vitest';
-import { POLICY, ROOT, script as run, scratchDirectory } from './training.ts';
+import { POLICY, ROOT, script as run, SCRIPT_BATCHES, scratchDirectory } from './training.ts';
 
 const path = scratchDirectory('native');
 const LONG = process.env.TORTURE !== undefined;
@@ -18,15 +18,7 @@ const POLICY = ${JSON.stringify(POLICY)};
 const create = () => Model.create({ model_type: 'llama', vocab_size: 2000, hidden_size: 256, num_hidden_layers: 6,
   num_attention_heads: 4, num_key_value_heads: 2, intermediate_size: 640, max_position_embeddings: 1024,
   rms_norm_eps: 1e-5, rope_theta: 10000 });
-const ids = (n, seed) => Int32Array.from({ length: n }, (_, i) => (i * 31 + seed * 17 + 3) % 190);
-const roles = ['source_chosen', 'target_chosen', 'rejected'];
-const rowsOf = (count, length) => Array.from({ length: count }, (_, i) => ({ where: 'row ' + i, prompt: ids(length, i),
-  responses: Object.fromEntries(roles.map((role, k) => [role, ids(length, i + k + 1)])) }));
-const objective = { lossType: 'wrpo', beta: 0.1, alpha: 0.3 };
-const batchOf = (count, length) => ({
-  ...withContests(packRows(rowsOf(count, length), roles), contestsOf(objective)), reference: new Float64Array(3 * count) });
-const accumulate = (model, batch) => model.accumulate(batch, { objective: formOf(objective), normalizer: 4 });
-const outcome = async (act) => { try { await act(); return 'done'; } catch (error) { return error.code + ': ' + error.message; } };
+${SCRIPT_BATCHES}const outcome = async (act) => { try { await act(); return 'done'; } catch (error) { return error.code + ': ' + error.message; } };
 const rss = () => Number(readFileSync('/proc/self/statm', 'utf8').split(' ')[1]) * 4096;
 const say = (value) => console.log(JSON.stringify(value));
 `;

@@ -107,6 +107,17 @@ export function sentence(result: Finished, status: number): string {
   return words[0]!;
 }
 
+/** For such scripts, which take functions of `wrpo` by name: rows, packed with their contests, and a pass over them. */
+export const SCRIPT_BATCHES = `const ids = (n, seed) => Int32Array.from({ length: n }, (_, i) => (i * 31 + seed * 17 + 3) % 190);
+const roles = ['source_chosen', 'target_chosen', 'rejected'];
+const rowsOf = (count, length) => Array.from({ length: count }, (_, i) => ({ where: 'row ' + i, prompt: ids(length, i),
+  responses: Object.fromEntries(roles.map((role, k) => [role, ids(length, i + k + 1)])) }));
+const objective = { lossType: 'wrpo', beta: 0.1, alpha: 0.3 };
+const batchOf = (count, length) => ({
+  ...withContests(packRows(rowsOf(count, length), roles), contestsOf(objective)), reference: new Float64Array(3 * count) });
+const accumulate = (model, batch) => model.accumulate(batch, { objective: formOf(objective), normalizer: 4 });
+`;
+
 /** Runs a module that imports the built package as `wrpo`; it says what it found as JSON on standard output. */
 export async function script<T>(
   file: string,

@@ -1,7 +1,7 @@
 /** Finished runs, fusions and evaluations, as their directories hold them: what tables are made of. */
 import { existsSync, readdirSync } from 'node:fs';
 import { basename, dirname, join, relative, resolve } from 'node:path';
-import { fault, readTextFile } from '../data/rows.js';
+import { fault, readFault, readTextFile } from '../data/rows.js';
 import { WrpoError } from '../errors.js';
 import type { ComparisonRow } from '../fuse/comparison.js';
 import { yaml } from '../packages.js';
@@ -239,10 +239,10 @@ const logProbsIn = (path: string, model: string): LogProbRow[] =>
     .flatMap((line, i) => (line.trim() === '' ? [] : [readLogProbRow(line, `${path} line ${i + 1}`, model)]));
 
 function read(path: string): unknown {
+  const text = readTextFile(path);
   try {
-    return yaml().parse(readTextFile(path), { logLevel: 'error' }) ?? {}; // JSON is YAML
+    return yaml().parse(text, { logLevel: 'error' }) ?? {}; // JSON is YAML
   } catch (cause) {
-    if (cause instanceof WrpoError) throw cause;
-    throw fault(path, `cannot be read: ${(cause as Error).message.split('\n')[0]}`, cause);
+    throw readFault(path, cause);
   }
 }

@@ -5,7 +5,7 @@ import { parse } from 'yaml';
 import { type output, z } from 'zod';
 import { readJsonl } from '../data/jsonl.js';
 import { type Content, toPreferenceRow } from '../data/preferences.js';
-import { fault } from '../data/rows.js';
+import { fault, readFault } from '../data/rows.js';
 import { readSource } from '../data/source.js';
 import type { WrpoError } from '../errors.js';
 import type { LogProbRow } from '../evaluate/analyses.js';
@@ -205,7 +205,7 @@ function readAs<T extends z.ZodType>(type: T, path: string): output<T> {
   try {
     value = parse(readFileSync(path, 'utf8'), { logLevel: 'error' });
   } catch (cause) {
-    throw fault(path, `cannot be read: ${(cause as Error).message.split('\n')[0]}`, cause);
+    throw readFault(path, cause);
   }
   return checked(type, value, path);
 }
