@@ -6,12 +6,14 @@
 #include <ATen/ops/zeros.h>
 #include <napi.h>
 
+#include "adamw_handle.h"
+#include "arguments.h"
 #include "generator_handle.h"
-#include "handles.h"
 #include "io/tensor_file.h"
 #include "kernels/gemm.h"
 #include "memory.h"
 #include "model/head.h"
+#include "model_handle.h"
 #include "tensor.h"
 #include "train/objective.h"
 #include "worker.h"
@@ -22,8 +24,6 @@ extern "C" __attribute__((used, visibility("default"))) const char wrpoCoreTorch
 
 namespace wrpo {
 namespace {
-
-Engine& engine(Napi::Env env) { return *environment(env).engine; }
 
 Napi::Value info(const Napi::CallbackInfo& call) {
   Napi::Env env = call.Env();
@@ -167,10 +167,7 @@ Napi::Value readTensorsFrom(const Napi::CallbackInfo& call) {
       ranges.push_back({text(o, "name"), TensorHandle::stored(o.Get("tensor"), "tensor"), parseDtype(o.Get("dtype")),
                         int64_t(number(o, "offset")), int64_t(number(o, "bytes"))});
     }
-    return engine(call.Env())
-        .run(
-            call.Env(), list, [path, ranges] { return readTensors(path, ranges), 0; },
-            [](Napi::Env env, int) -> Napi::Value { return env.Undefined(); });
+    return engine(call.Env()).run(call.Env(), list, [path, ranges] { return readTensors(path, ranges), 0; }, nothing);
   });
 }
 
@@ -186,7 +183,7 @@ Napi::Value writeTensorsTo(const Napi::CallbackInfo& call) {
     return engine(call.Env())
         .run(
             call.Env(), list, [path, header, tensors, dtype] { return writeTensors(path, header, tensors, dtype), 0; },
-            [](Napi::Env env, int) -> Napi::Value { return env.Undefined(); }, Turn::Writing);
+            nothing, Turn::Writing);
   });
 }
 

@@ -17,6 +17,8 @@ std::optional<Gpu> findGpu(std::string& missing) {
   missing = "this core was built without CUDA: run `wrpo setup --cuda`, and in a source tree `npm run build`";
   return std::nullopt;
 }
+
+void refuseWaits(bool) {}
 #endif
 
 at::Device parseDevice(const std::string& name) {

@@ -17,6 +17,9 @@ struct Gpu {
 // The first GPU, or nothing and in `missing` the reason, as the rest of a sentence. cuda/device.cpp of a CUDA core.
 std::optional<Gpu> findGpu(std::string& missing);
 
+// Whether what makes the host wait for the GPU, and is no Readback, throws instead: for checks. cuda/device.cpp.
+void refuseWaits(bool refuse);
+
 // "cpu" or "cuda"; throws ERR_DEVICE, naming what is missing, where there is no usable GPU.
 at::Device parseDevice(const std::string& name);
 

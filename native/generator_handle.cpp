@@ -1,15 +1,12 @@
 #include "generator_handle.h"
 
-#include "handles.h"
+#include "arguments.h"
+#include "model_handle.h"
 #include "tensor.h"
 #include "worker.h"
 
 namespace wrpo {
 namespace {
-
-Engine& engine(Napi::Env env) { return *environment(env).engine; }
-
-constexpr auto nothing = [](Napi::Env env, int) -> Napi::Value { return env.Undefined(); };
 
 // A whole number that fits; another is out of every range that the generator checks.
 int64_t whole(Napi::Object o, const char* key) {

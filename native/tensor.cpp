@@ -268,47 +268,4 @@ at::ScalarType parseDtype(Napi::Value value) {
 
 const char* dtypeName(at::ScalarType type) { return row(type).name; }
 
-double number(Napi::Object object, const char* key) {
-  Napi::Value value = object.Get(key);
-  if (!value.IsNumber()) fail("ERR_CONFIG", std::string("expected a number for ") + key);
-  return value.As<Napi::Number>().DoubleValue();
-}
-
-std::string text(Napi::Object object, const char* key) {
-  Napi::Value value = object.Get(key);
-  if (!value.IsString()) fail("ERR_CONFIG", std::string("expected a string for ") + key);
-  return value.As<Napi::String>().Utf8Value();
-}
-
-namespace {
-template <class T>
-constexpr napi_typedarray_type arrayOf = std::is_same_v<T, double> ? napi_float64_array : napi_int32_array;
-}
-
-template <class T>
-std::vector<T> numbers(Napi::Object object, const char* key) {
-  Napi::Value value = object.Get(key);
-  if (value.IsUndefined()) return {};
-  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != arrayOf<T>)
-    fail("ERR_CONFIG",
-         std::string("expected ") + (std::is_same_v<T, double> ? "a Float64Array" : "an Int32Array") + " for " + key);
-  auto array = value.As<Napi::TypedArrayOf<T>>();
-  return std::vector<T>(array.Data(), array.Data() + array.ElementLength());
-}
-template std::vector<double> numbers<double>(Napi::Object, const char*);
-template std::vector<int32_t> numbers<int32_t>(Napi::Object, const char*);
-
-namespace {
-template <class Array, class T>
-Array copyToJs(Napi::Env env, const std::vector<T>& values) {
-  auto array = Array::New(env, values.size());
-  if (!values.empty()) std::memcpy(array.Data(), values.data(), values.size() * sizeof(T));
-  return array;
-}
-}  // namespace
-
-Napi::Float64Array toJs(Napi::Env env, const std::vector<double>& v) { return copyToJs<Napi::Float64Array>(env, v); }
-Napi::Int32Array toJs(Napi::Env env, const std::vector<int32_t>& v) { return copyToJs<Napi::Int32Array>(env, v); }
-Napi::Uint8Array toJs(Napi::Env env, const std::vector<uint8_t>& v) { return copyToJs<Napi::Uint8Array>(env, v); }
-
 }  // namespace wrpo

@@ -1,11 +1,10 @@
 // The Tensor that JavaScript sees (declared in lib/native/addon.ts). libtorch owns the memory; view() is a typed array
-// over it. And the small conversions every binding needs.
+// over it.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <napi.h>
 
 #include <utility>
-#include <vector>
 
 #include "device.h"
 
@@ -46,16 +45,5 @@ class TensorHandle : public Napi::ObjectWrap<TensorHandle> {
 
 at::ScalarType parseDtype(Napi::Value value);
 const char* dtypeName(at::ScalarType type);
-
-// A number option with a name for the error message.
-double number(Napi::Object object, const char* key);
-std::string text(Napi::Object object, const char* key);
-// Copies a typed array (Int32Array, Float64Array, ...) out of JavaScript; missing or undefined = empty.
-template <class T>
-std::vector<T> numbers(Napi::Object object, const char* key);
-
-Napi::Float64Array toJs(Napi::Env env, const std::vector<double>& values);
-Napi::Int32Array toJs(Napi::Env env, const std::vector<int32_t>& values);
-Napi::Uint8Array toJs(Napi::Env env, const std::vector<uint8_t>& values);
 
 }  // namespace wrpo

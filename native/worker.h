@@ -239,5 +239,9 @@ struct Environment {
   Napi::FunctionReference tensor, model, adamw;
 };
 inline Environment& environment(Napi::Env env) { return *env.GetInstanceData<Environment>(); }
+inline Engine& engine(Napi::Env env) { return *environment(env).engine; }
+
+// The `finish` of work that returns nothing but that it is done.
+constexpr auto nothing = [](Napi::Env env, int) -> Napi::Value { return env.Undefined(); };
 
 }  // namespace wrpo

@@ -21,7 +21,11 @@ export async function chat({ model: name, system, seed, dtype, ...sampling }: Ch
   const directory = await locate(name, { say });
   const source = await sourceOf(directory, { say });
   const tokenizer = await requireTokenizer(source);
-  await using model = await Model.load(directory, { dtype: readDtype(dtype), baseModel: source.baseDirectory });
+  await using model = await Model.load(directory, {
+    dtype: readDtype(dtype),
+    baseModel: source.baseDirectory,
+    frozen: true,
+  });
   await using generator = model.generator({ ...sampling, tokenizer, maxSequences: 1 });
   const turns: Message[] = system === undefined ? [] : [{ role: 'system', content: system }];
   const lines = createInterface({ input: process.stdin, output: process.stderr, prompt: '> ' });

@@ -60,7 +60,7 @@ export async function generate(options: GenerateCommand): Promise<void> {
     let model: Model | undefined;
     try {
       await writeLines(options.output, async (write) => {
-        model = await Model.load(directory, { dtype, baseModel: source.baseDirectory });
+        model = await Model.load(directory, { dtype, baseModel: source.baseDirectory, frozen: true });
         began = performance.now();
         const how = { ...sampling, tokenizer, logProbs: options.logprobs, signal };
         for await (const { samples } of model.generate(all(), how)) {

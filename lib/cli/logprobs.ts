@@ -38,7 +38,7 @@ export async function logprobs(options: {
     const encoding = { tokenizer, roles, vocabSize, maxLength: Number.MAX_SAFE_INTEGER };
     slices.push({ roles, rows: (await encodeRows(rows, encoding)).rows });
   }
-  const model = await Model.load(directory, { dtype, baseModel: source.baseDirectory });
+  const model = await Model.load(directory, { dtype, baseModel: source.baseDirectory, frozen: true });
   try {
     await writeLines(options.output, async (write) => {
       for (const { roles, rows } of slices) {

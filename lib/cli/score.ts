@@ -33,7 +33,7 @@ export async function score(options: {
   let model: Model | undefined;
   try {
     await writeLines(options.output, async (write) => {
-      model = await Model.load(directory, { dtype, baseModel: source.baseDirectory });
+      model = await Model.load(directory, { dtype, baseModel: source.baseDirectory, frozen: true });
       for (; !part.done; part = await parts.next()) {
         const rows = part.value;
         const where = rows.flatMap(({ row }) => row.answers.map(({ key }) => `${row.where} ("${key}")`));

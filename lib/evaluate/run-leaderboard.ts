@@ -49,7 +49,7 @@ export async function evaluateLeaderboard(config: LeaderboardConfig, options: Ru
   const directory = await locate(config.model, { say });
   const source = await sourceOf(directory, { say });
   const tokenizer = await requireTokenizer(source);
-  const model = await Model.load(directory, { dtype: config.dtype, baseModel: source.baseDirectory });
+  const model = await Model.load(directory, { dtype: config.dtype, baseModel: source.baseDirectory, frozen: true });
   const maxLength = config.maxLength ?? source.config.maxPositions;
   const scored = new Map<string, ScoredTask>();
   const seconds: Record<string, number> = {};

@@ -26,7 +26,7 @@ export async function armormScorer({ name, model: directory, dtype }: ArmormOpti
     ...{ name, batch: 64, concurrency: 1 },
     depends: { kind: 'armorm', model: directory, dtype },
     async score(items) {
-      loading ??= Model.load(directory, { dtype });
+      loading ??= Model.load(directory, { dtype, frozen: true });
       const model = await loading;
       const conversations: number[][] = [];
       for await (const row of encodeConversations(rowsOf(items), tokenizer)) conversations.push(...row.conversations);

@@ -32,7 +32,7 @@ export async function localSampler(options: LocalOptions): Promise<Sampler> {
   const tokenizer = await requireTokenizer(source);
   let loading: Promise<{ model: Model; generator: Generator }> | undefined;
   const load = async () => {
-    const model = await Model.load(directory, { dtype, baseModel: source.baseDirectory });
+    const model = await Model.load(directory, { dtype, baseModel: source.baseDirectory, frozen: true });
     try {
       return { model, generator: model.generator({ ...sampling, tokenizer, maxSequences: concurrency }) };
     } catch (error) {

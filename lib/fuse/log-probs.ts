@@ -36,7 +36,7 @@ export async function writeLogProbs(
       const found = await sourceOf(directory, { say });
       const tokenizer = await tokenizerOf(found, args.chatTemplate);
       const encoded = await encodeRows(rows, { ...encodingOf(args, found.config.vocabSize, ROLES), tokenizer });
-      const model = await Model.load(directory, { dtype: source.dtype, baseModel: found.baseDirectory });
+      const model = await Model.load(directory, { dtype: source.dtype, baseModel: found.baseDirectory, frozen: true });
       let row = 0;
       try {
         for (const part of splitMicrobatches(encoded.rows, ROLES, args.microbatchTokens)) {

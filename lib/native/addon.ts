@@ -1,5 +1,5 @@
 /**
- * The addon's whole surface, typed once; native/addon.cpp and native/handles.cpp implement it. Failures arrive as errors
+ * The addon's whole surface, typed once; native/addon.cpp and the handles beside it implement it. Failures arrive as errors
  * with a `code` of ../errors.ts; `callNative` makes WrpoErrors of them.
  */
 import { WrpoError, type WrpoErrorCode } from '../errors.js';

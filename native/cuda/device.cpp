@@ -2,6 +2,7 @@
 
 #include <ATen/Context.h>
 #include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAFunctions.h>
 #include <cuda_runtime_api.h>
 
 #include <mutex>
@@ -51,6 +52,11 @@ std::optional<Gpu> findGpu(std::string& missing) {
   static std::once_flag once;
   std::call_once(once, prepare);
   return Gpu{properties.name, int64_t(total), int64_t(free)};
+}
+
+void refuseWaits(bool refuse) {
+  using c10::cuda::SyncDebugMode;
+  c10::cuda::warning_state().set_sync_debug_mode(refuse ? SyncDebugMode::L_ERROR : SyncDebugMode::L_DISABLED);
 }
 
 MemoryStats gpuMemoryStats() {
