@@ -384,6 +384,18 @@ describe('rows and run files', () => {
     await expectFailure(read, 'ERR_DATA', /nan\.parquet row 1: "prompt\[1\]" must be a token id/);
   });
 
+  it('a column of a Parquet file without a name', async () => {
+    const file = path('nameless.parquet');
+    const bytes = readFileSync(join(FIXTURES, 'data', 'ids.zstd.parquet'));
+    // The name of a column becomes a field that its schema does not know.
+    bytes[817]! ^= 1 << 6;
+    writeFileSync(file, bytes);
+    const read = async () => {
+      for await (const _ of readPreferences(file));
+    };
+    await expectFailure(read, 'ERR_DATA', /nameless\.parquet: cannot be read: it is damaged: a column has no name/);
+  });
+
   it.each(['parquet', 'arrow'])(
     'a .%s file of any bytes',
     async (extension) => {

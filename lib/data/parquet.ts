@@ -31,6 +31,10 @@ export async function* readParquet(path: string, name: string, choose: ChooseCol
     } catch (cause) {
       throw fault(path, 'not a Parquet file, or one that is cut short', cause);
     }
+    // Whatever hyparquet's types say.
+    if (metadata.schema.some(({ name }) => typeof name !== 'string')) {
+      throw fault(path, 'cannot be read: it is damaged: a column has no name');
+    }
     const blank = Object.fromEntries(all.map((name) => [name, undefined]));
     const columns = [...choose(all, path)];
     let rowStart = 0;
