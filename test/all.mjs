@@ -37,6 +37,12 @@ step(
     run(process.execPath, [knip]) && run(process.execPath, [knip, '--production', '--include', 'files,exports,types']),
 );
 step('kernel check', () => run('build/Release/kernel_check', ['test']) && run('build/Release/kernel_check', ['grad']));
+step(
+  'the kernels of a GPU, on an emulated one',
+  () =>
+    run('cmake', ['--build', 'build/cmake', '--target', 'gpu_check_emulated']) &&
+    run('build/Release/gpu_check_emulated', ['test']),
+);
 step('vitest', () => run(process.execPath, [bin('vitest', 'vitest.mjs'), 'run', ...process.argv.slice(2)]));
 
 process.stdout.write(`\n${steps - failures.length} passed, ${failures.length} failed\n`);

@@ -73,33 +73,27 @@ bool aligned(Pointers... pointers) {
 
 void adamwUpdate(Stream stream, Bf16* high, int16_t* low, float* grad, float* m, float* v, int64_t n,
                  const row::AdamWCoefficients<float>& coefficients, const double* clip) {
-  if (n == 0) return;
   bool wide = n % each == 0 && aligned(grad, m, v) && reinterpret_cast<uintptr_t>(high) % 8 == 0 &&
               reinterpret_cast<uintptr_t>(low) % 8 == 0;
   int64_t packs = wide ? n / each : n;
   auto kernel = wide ? adamwKernel<each> : adamwKernel<1>;
-  kernel<<<blocksFor(packs, threads), threads, 0, stream>>>(high, low, grad, m, v, packs, coefficients, clip);
-  launched("adamwUpdate");
+  start("adamwUpdate", kernel, blocksFor(packs, threads), threads, stream, high, low, grad, m, v, packs, coefficients,
+        clip);
 }
 
 void gradientNorm(Stream stream, const float* grad, int64_t n, double maxNorm, double* partial, double* result) {
   int64_t chunks = (n + normChunk - 1) / normChunk;
   auto kernel = aligned(grad) ? squaresKernel<4> : squaresKernel<1>;
-  if (chunks > 0) kernel<<<unsigned(chunks), 512, 0, stream>>>(grad, n, partial);
-  normKernel<<<1, 1024, 0, stream>>>(partial, chunks, maxNorm, result);
-  launched("gradientNorm");
+  start("gradientNorm", kernel, chunks, 512, stream, grad, n, partial);
+  start("gradientNorm's sum", normKernel, 1, 1024, stream, partial, chunks, maxNorm, result);
 }
 
 void splitMaster(Stream stream, const float* master, Bf16* high, int16_t* low, int64_t n) {
-  if (n == 0) return;
-  splitKernel<<<blocksFor(n, threads), threads, 0, stream>>>(master, high, low, n);
-  launched("splitMaster");
+  start("splitMaster", splitKernel, blocksFor(n, threads), threads, stream, master, high, low, n);
 }
 
 void joinMaster(Stream stream, const Bf16* high, const int16_t* low, float* master, int64_t n) {
-  if (n == 0) return;
-  joinKernel<<<blocksFor(n, threads), threads, 0, stream>>>(high, low, master, n);
-  launched("joinMaster");
+  start("joinMaster", joinKernel, blocksFor(n, threads), threads, stream, high, low, master, n);
 }
 
 }  // namespace wrpo::launch

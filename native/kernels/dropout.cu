@@ -15,9 +15,7 @@ __global__ void __launch_bounds__(256)
 
 void dropout(Stream stream, const Bf16* x, const uint32_t* keys, uint32_t threshold, float scale, Bf16* y, int64_t T,
              int64_t width) {
-  if (T == 0) return;
-  dropoutKernel<<<unsigned(T), 256, 0, stream>>>(x, keys, threshold, scale, y, width);
-  launched("dropout");
+  start("dropout", dropoutKernel, T, 256, stream, x, keys, threshold, scale, y, width);
 }
 
 }  // namespace wrpo::launch

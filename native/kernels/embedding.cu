@@ -21,9 +21,7 @@ __global__ void __launch_bounds__(256)
 
 void embeddingBackward(Stream stream, const Bf16* dx, const int32_t* ids, const int32_t* offsets, const int32_t* order,
                        int64_t unique, float* dWeight, int64_t H) {
-  if (unique == 0) return;
-  embeddingBackwardKernel<<<unsigned(unique), 256, 0, stream>>>(dx, ids, offsets, order, dWeight, H);
-  launched("embeddingBackward");
+  start("embeddingBackward", embeddingBackwardKernel, unique, 256, stream, dx, ids, offsets, order, dWeight, H);
 }
 
 }  // namespace wrpo::launch

@@ -47,20 +47,17 @@ __global__ void sumPartials(const float* partial, int64_t rows, int64_t d, float
 
 void headNormForward(Stream stream, const Bf16* x, int64_t ldX, const Bf16* w, float plus, float eps, Bf16* y,
                      int64_t ldY, int64_t T, int64_t heads, int64_t d) {
-  if (T == 0) return;
-  headNormForwardKernel<<<blocksFor(T * heads, warps), threads, 0, stream>>>(x, ldX, w, plus, eps, y, ldY, T, heads, d);
-  launched("headNormForward");
+  start("headNormForward", headNormForwardKernel, blocksFor(T * heads, warps), threads, stream, x, ldX, w, plus, eps, y,
+        ldY, T, heads, d);
 }
 
 void headNormBackward(Stream stream, Bf16* dy, int64_t ldY, const Bf16* x, int64_t ldX, const Bf16* w, float plus,
                       float eps, float* dw, float* partial, int64_t T, int64_t heads, int64_t d) {
   if (T == 0) return;
-  headNormBackwardKernel<<<unsigned(headNormWarps / warps), threads, 0, stream>>>(dy, ldY, x, ldX, w, plus, eps,
-                                                                                  dw ? partial : nullptr, T, heads, d);
-  launched("headNormBackward");
+  start("headNormBackward", headNormBackwardKernel, headNormWarps / warps, threads, stream, dy, ldY, x, ldX, w, plus,
+        eps, dw ? partial : nullptr, T, heads, d);
   if (!dw) return;
-  sumPartials<<<blocksFor(d, 128), 128, 0, stream>>>(partial, headNormWarps, d, dw);
-  launched("headNormBackward's sum");
+  start("headNormBackward's sum", sumPartials, blocksFor(d, 128), 128, stream, partial, headNormWarps, d, dw);
 }
 
 }  // namespace wrpo::launch

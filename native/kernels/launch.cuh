@@ -1,4 +1,4 @@
-// What the .cu files share: the choice of pack width, and the check after a launch.
+// What the .cu files share: the choice of pack width, and the launch.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -18,14 +18,25 @@ bool packs(int64_t length, Pointers... pointers) {
   return length % packed == 0 && ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
 }
 
-inline void launched(const char* kernel) {
+// Starts one-dimensional blocks, unless there are none.
+template <class... Parameters, class... Arguments>
+void start(const char* name, void (*kernel)(Parameters...), int64_t blocks, int threads, Stream stream,
+           Arguments... arguments) {
+  if (blocks == 0) return;
+#ifdef WRPO_EMULATED
+  emulated::start(unsigned(blocks), unsigned(threads), [=] { kernel(arguments...); });
+#else
+  // clang-format off
+  kernel<<<unsigned(blocks), threads, 0, stream>>>(arguments...);
+  // clang-format on
+#endif
   cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess)
-    throw std::runtime_error(std::string("the CUDA kernel ") + kernel +
+    throw std::runtime_error(std::string("the CUDA kernel ") + name +
                              " could not be started: " + cudaGetErrorString(error));
 }
 
 // Blocks of a grid over n elements, `each` of them a block.
-inline unsigned blocksFor(int64_t n, int64_t each) { return unsigned((n + each - 1) / each); }
+inline int64_t blocksFor(int64_t n, int64_t each) { return (n + each - 1) / each; }
 
 }  // namespace wrpo::launch

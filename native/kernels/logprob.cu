@@ -36,26 +36,20 @@ __global__ void __launch_bounds__(threads)
 }  // namespace
 
 void softcap(Stream stream, Bf16* z, int64_t R, int64_t V, float cap) {
-  if (R == 0) return;
   auto kernel = packs(V, z) ? capKernel<packed> : capKernel<1>;
-  kernel<<<unsigned(R), threads, 0, stream>>>(z, V, cap);
-  launched("softcap");
+  start("softcap", kernel, R, threads, stream, z, V, cap);
 }
 
 void logprobForward(Stream stream, const Bf16* z, int64_t R, int64_t V, const int32_t* targets, float* logp, float* lse,
                     uint8_t* argmax) {
-  if (R == 0) return;
   auto kernel = packs(V, z) ? logprobForwardKernel<packed> : logprobForwardKernel<1>;
-  kernel<<<unsigned(R), threads, 0, stream>>>(z, V, targets, logp, lse, argmax);
-  launched("logprobForward");
+  start("logprobForward", kernel, R, threads, stream, z, V, targets, logp, lse, argmax);
 }
 
 void logprobBackward(Stream stream, Bf16* z, int64_t R, int64_t V, const int32_t* targets, const float* lse,
                      const float* g, float cap) {
-  if (R == 0) return;
   auto kernel = packs(V, z) ? logprobBackwardKernel<packed> : logprobBackwardKernel<1>;
-  kernel<<<unsigned(R), threads, 0, stream>>>(z, V, targets, lse, g, cap);
-  launched("logprobBackward");
+  start("logprobBackward", kernel, R, threads, stream, z, V, targets, lse, g, cap);
 }
 
 }  // namespace wrpo::launch

@@ -18,9 +18,7 @@ __global__ void __launch_bounds__(threads)
 
 void mergeLse(Stream stream, Bf16* out, float* lse, const Bf16* out2, const float* lse2, int64_t R, int64_t heads,
               int64_t d) {
-  if (R == 0) return;
-  mergeLseKernel<<<blocksFor(R * heads, warps), threads, 0, stream>>>(out, lse, out2, lse2, R * heads, d);
-  launched("mergeLse");
+  start("mergeLse", mergeLseKernel, blocksFor(R * heads, warps), threads, stream, out, lse, out2, lse2, R * heads, d);
 }
 
 }  // namespace wrpo::launch

@@ -46,10 +46,8 @@ __global__ void __launch_bounds__(256)
 void contests(Stream stream, const Contests& contests, const row::Objective& objective, double normalizer,
               int64_t firstGroup, int64_t lastGroup, const float* logp, double* policy, double* gradient,
               double* losses, double* margins, float* dLogp) {
-  if (lastGroup == firstGroup) return;
-  contestsKernel<<<unsigned(lastGroup - firstGroup), 256, 0, stream>>>(contests, objective, normalizer, firstGroup,
-                                                                       logp, policy, gradient, losses, margins, dLogp);
-  launched("contests");
+  start("contests", contestsKernel, lastGroup - firstGroup, 256, stream, contests, objective, normalizer, firstGroup,
+        logp, policy, gradient, losses, margins, dLogp);
 }
 
 }  // namespace wrpo::launch

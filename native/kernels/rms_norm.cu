@@ -48,21 +48,17 @@ __global__ void sumPartials(const float* partial, int64_t rows, int64_t H, float
 
 void rmsForward(Stream stream, const Bf16* x, const Bf16* residual, Bf16* sum, const Bf16* w, float plus, float eps,
                 Bf16* y, float* rstd, int64_t T, int64_t H) {
-  if (T == 0) return;
   auto kernel = packs(H, x, residual, sum, w, y) ? rmsForwardKernel<packed> : rmsForwardKernel<1>;
-  kernel<<<unsigned(T), threads, 0, stream>>>(x, residual, sum, w, plus, eps, y, rstd, H);
-  launched("rmsForward");
+  start("rmsForward", kernel, T, threads, stream, x, residual, sum, w, plus, eps, y, rstd, H);
 }
 
 void rmsBackward(Stream stream, const Bf16* dy, const Bf16* x, const Bf16* w, float plus, const float* rstd, Bf16* dx,
                  float* dw, float* partial, int64_t T, int64_t H) {
   if (T == 0) return;
   auto kernel = packs(H, dy, x, w, dx) ? rmsBackwardKernel<packed> : rmsBackwardKernel<1>;
-  kernel<<<unsigned(normBlocks), threads, 0, stream>>>(dy, x, w, plus, rstd, dx, dw ? partial : nullptr, T, H);
-  launched("rmsBackward");
+  start("rmsBackward", kernel, normBlocks, threads, stream, dy, x, w, plus, rstd, dx, dw ? partial : nullptr, T, H);
   if (!dw) return;
-  sumPartials<<<blocksFor(H, 256), 256, 0, stream>>>(partial, normBlocks, H, dw);
-  launched("rmsBackward's sum");
+  start("rmsBackward's sum", sumPartials, blocksFor(H, 256), 256, stream, partial, normBlocks, H, dw);
 }
 
 }  // namespace wrpo::launch

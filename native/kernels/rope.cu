@@ -20,9 +20,8 @@ __global__ void __launch_bounds__(threads) ropeKernel(Bf16* x, int64_t ld, int64
 
 void rope(Stream stream, Bf16* x, int64_t ld, int64_t T, int64_t heads, int64_t headDim, int64_t d, const float* table,
           const int32_t* rows, int sign) {
-  if (T == 0) return;
-  ropeKernel<<<blocksFor(T * heads, warps), threads, 0, stream>>>(x, ld, T, heads, headDim, d, table, rows, sign);
-  launched("rope");
+  start("rope", ropeKernel, blocksFor(T * heads, warps), threads, stream, x, ld, T, heads, headDim, d, table, rows,
+        sign);
 }
 
 }  // namespace wrpo::launch

@@ -24,17 +24,13 @@ __global__ void __launch_bounds__(threads)
 }  // namespace
 
 void swigluForward(Stream stream, bool gelu, const Bf16* gateUp, Bf16* h, int64_t T, int64_t F) {
-  if (T == 0) return;
   auto kernel = packs(F, gateUp, h) ? swigluForwardKernel<packed> : swigluForwardKernel<1>;
-  kernel<<<unsigned(T), threads, 0, stream>>>(gelu, gateUp, h, F);
-  launched("swigluForward");
+  start("swigluForward", kernel, T, threads, stream, gelu, gateUp, h, F);
 }
 
 void swigluBackward(Stream stream, bool gelu, const Bf16* dh, Bf16* gateUp, Bf16* h, int64_t T, int64_t F) {
-  if (T == 0) return;
   auto kernel = packs(F, dh, gateUp, h) ? swigluBackwardKernel<packed> : swigluBackwardKernel<1>;
-  kernel<<<unsigned(T), threads, 0, stream>>>(gelu, dh, gateUp, h, F);
-  launched("swigluBackward");
+  start("swigluBackward", kernel, T, threads, stream, gelu, dh, gateUp, h, F);
 }
 
 }  // namespace wrpo::launch

@@ -11,7 +11,7 @@
 #include <cstring>
 #include <type_traits>
 
-#ifdef __CUDACC__
+#if defined(__CUDACC__) || defined(WRPO_EMULATED)
 #define WRPO_HD __host__ __device__ __forceinline__
 #else
 #define WRPO_HD inline __attribute__((always_inline))
@@ -114,7 +114,7 @@ class SerialTeam {
   int size_;
 };
 
-#ifdef __CUDACC__
+#if defined(__CUDACC__) || defined(WRPO_EMULATED)
 
 template <class S>
 __device__ __forceinline__ S lower(S mine, int offset) {
