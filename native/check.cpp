@@ -13,6 +13,7 @@
 #include <cstring>
 
 #include "check/case.h"
+#include "check/packed.h"
 
 using namespace wrpo;
 using namespace wrpo::check;

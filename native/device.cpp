@@ -25,8 +25,9 @@ at::Device parseDevice(const std::string& name) {
   if (name == "cpu") return at::kCPU;
   if (name != "cuda") fail("ERR_DEVICE", "device \"" + name + "\": expected \"cpu\" or \"cuda\"");
   std::string missing;
-  if (!findGpu(missing)) fail("ERR_DEVICE", "device \"cuda\": " + missing);
-  return {at::kCUDA, 0};
+  auto gpu = findGpu(missing);
+  if (!gpu) fail("ERR_DEVICE", "device \"cuda\": " + missing);
+  return gpu->device;
 }
 
 at::Tensor place(const void* values, int64_t n, at::ScalarType type, at::Device device) {

@@ -12,6 +12,7 @@ namespace wrpo {
 
 struct Gpu {
   std::string name;
+  at::Device device;
   int64_t total, free;  // bytes
 };
 // The first GPU, or nothing and in `missing` the reason, as the rest of a sentence. cuda/device.cpp of a CUDA core.

@@ -4,6 +4,7 @@
  */
 import { spawnSync } from 'node:child_process';
 import { createRequire } from 'node:module';
+import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -38,10 +39,11 @@ step(
 );
 step('kernel check', () => run('build/Release/kernel_check', ['test']) && run('build/Release/kernel_check', ['grad']));
 step(
-  'the kernels of a GPU, on an emulated one',
+  'kernels and steps of a GPU, on an emulated one',
   () =>
-    run('cmake', ['--build', 'build/cmake', '--target', 'gpu_check_emulated']) &&
-    run('build/Release/gpu_check_emulated', ['test']),
+    run('cmake', ['--build', 'build/cmake', '--target', 'emulated', '--parallel', String(availableParallelism())]) &&
+    run('build/Release/gpu_check_emulated', ['test']) &&
+    run('build/Release/step_check_emulated', ['test', 'tiny']),
 );
 step('vitest', () => run(process.execPath, [bin('vitest', 'vitest.mjs'), 'run', ...process.argv.slice(2)]));
 

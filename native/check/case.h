@@ -66,8 +66,6 @@ Case hash(int64_t bytes);
 // ---- model.cpp
 Case linearLayer(int64_t rows, int64_t in, int64_t out);
 Case loraLayer(int64_t rows, int64_t in, int64_t out, int64_t rank);
-// prompts[g]: tokens of prompt g; responses[g]: the lengths of its responses.
-Batch packed(const std::vector<int32_t>& prompts, const std::vector<std::vector<int32_t>>& responses);
 Case attention(const char* layout, const Batch& batch, int64_t heads, int64_t kvHeads, int64_t headDim,
                bool promptQueries, int64_t window, double cap);
 // chunkRows: rows of logits that the head may hold at once.

@@ -302,33 +302,54 @@ std::vector<Kernel> kernels(int64_t T, int64_t H, int64_t V, int64_t n) {
         back);
   }
   {
-    // A prompt of three responses, of T rows each, in one contest.
-    auto offsets = std::make_shared<Both<int32_t>>(std::vector<int32_t>{0, int32_t(T), int32_t(2 * T), int32_t(3 * T)});
-    auto groups = std::make_shared<Both<int32_t>>(std::vector<int32_t>{0, 3});
-    auto one = std::make_shared<Both<int32_t>>(std::vector<int32_t>{0, 1});
-    auto lengths = all<int32_t>(3, int32_t(T)),
-         responses = std::make_shared<Both<int32_t>>(std::vector<int32_t>{0, 1, 2});
-    auto weights = all<double>(1, 2), coefficients = std::make_shared<Both<double>>(std::vector<double>{0.1, 0.9, -1});
-    auto logp = floats(3 * T), dLogp = all<float>(3 * T, 0);
-    auto policy = all<double>(3, 0), gradient = all<double>(3, 0), loss = all<double>(1, 0), margin = all<double>(1, 0);
-    row::Objective objective{row::Objective::Form::Sigmoid, 0.1, 0, 0.1, false, 0.2};
-    add(
-        "contests", 8 * 3 * T,
-        [=](cudaStream_t s) {
-          launch::Contests c{groups->device,    offsets->device,      lengths->device, one->device, groups->device,
-                             responses->device, coefficients->device, weights->device, nullptr};
-          launch::contests(s, c, objective, 4, 0, 1, logp->device, policy->device, gradient->device, loss->device,
-                           margin->device, dLogp->device);
-        },
-        [=] {
-          for (int64_t i = 0; i < 3 * T; ++i) policy->host[i / T] += double(logp->host[i]);
-          auto outcome = row::contest(
-              objective, 3, [](int64_t e) { return e; }, policy->host.data(), static_cast<const double*>(nullptr),
-              lengths->host.data(), coefficients->host.data(), 2.0 / 4, gradient->host.data());
-          loss->host[0] = outcome.loss, margin->host[0] = outcome.margin;
-          for (int64_t i = 0; i < 3 * T; ++i) dLogp->host[i] = float(gradient->host[i / T]);
-        },
-        policy, gradient, loss, margin, dLogp);
+    // Three prompts of 3, 1 and 2 responses, of T, T + 1, ... rows: with two contests, none, and one. What becomes
+    // known of them arrives in two launches. Form by form, with a reference where the objective has one.
+    using Form = row::Objective::Form;
+    const row::Objective objectives[] = {
+        {Form::Sigmoid, 0.1, 0, 0.1, false, 0.2}, {Form::Ipo, 0.1, 0, 0, true, 0}, {Form::Linear, 1, 0, 0, true, 0.5}};
+    const std::vector<int32_t> groups{0, 3, 4, 6}, contests{0, 2, 2, 3}, entries{0, 3, 5, 7}, meet{0, 1, 2, 2, 1, 5, 4};
+    std::vector<int32_t> rows{0}, counts;
+    for (int32_t k = 0; k < groups.back(); ++k) {
+      counts.push_back(int32_t(T) + k);
+      rows.push_back(rows.back() + counts.back());
+    }
+    const int64_t K = groups.back(), Q = contests.back(), N = rows.back();
+    auto ints = [](std::vector<int32_t> values) { return std::make_shared<Both<int32_t>>(std::move(values)); };
+    auto groupOffsets = ints(groups), rowOffsets = ints(rows), lengths = ints(counts), contestGroups = ints(contests),
+         contestOffsets = ints(entries), responses = ints(meet);
+    auto doubles = [](std::vector<double> values) { return std::make_shared<Both<double>>(std::move(values)); };
+    auto coefficients = doubles({0.1, 0.9, -1, 1, -1, 1, -1}), weights = doubles({2, 0.5, 1}),
+         reference = doubles({3, -2, 1, 0, 5, -4});
+    for (const auto& objective : objectives) {
+      const bool referenced = objective.form != Form::Linear;
+      auto logp = floats(N), dLogp = all<float>(N, 0);
+      auto policy = all<double>(K, 0), gradient = all<double>(K, 0), loss = all<double>(Q, 0),
+           margin = all<double>(Q, 0);
+      add(
+          "contests", 8 * N,
+          [=](cudaStream_t s) {
+            launch::Contests c{groupOffsets->device,  rowOffsets->device,     lengths->device,
+                               contestGroups->device, contestOffsets->device, responses->device,
+                               coefficients->device,  weights->device,        referenced ? reference->device : nullptr};
+            for (auto [first, last] : {std::pair(0, 1), std::pair(1, 3)})
+              launch::contests(s, c, objective, 4, first, last, logp->device, policy->device, gradient->device,
+                               loss->device, margin->device, dLogp->device);
+          },
+          [=] {
+            for (int64_t k = 0; k < K; ++k)
+              for (int32_t i = rows[k]; i < rows[k + 1]; ++i) policy->host[k] += double(logp->host[i]);
+            for (int64_t q = 0; q < Q; ++q) {
+              auto outcome = row::contest(
+                  objective, entries[q + 1] - entries[q], [&](int64_t e) { return meet[entries[q] + e]; },
+                  policy->host.data(), referenced ? reference->host.data() : nullptr, counts.data(),
+                  coefficients->host.data() + entries[q], weights->host[q] / 4, gradient->host.data());
+              loss->host[q] = outcome.loss, margin->host[q] = outcome.margin;
+            }
+            for (int64_t k = 0; k < K; ++k)
+              for (int32_t i = rows[k]; i < rows[k + 1]; ++i) dLogp->host[i] = float(gradient->host[k]);
+          },
+          policy, gradient, loss, margin, dLogp);
+    }
   }
   {
     // Row t has token t % 3.

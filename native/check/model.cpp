@@ -10,18 +10,6 @@
 
 namespace wrpo::check {
 
-Batch packed(const std::vector<int32_t>& prompts, const std::vector<std::vector<int32_t>>& responses) {
-  Batch b;
-  b.promptOffsets = b.responseOffsets = b.groupOffsets = {0};
-  for (size_t g = 0; g < prompts.size(); ++g) {
-    b.promptOffsets.push_back(b.promptOffsets.back() + prompts[g]);
-    for (int32_t n : responses[g]) b.responseOffsets.push_back(b.responseOffsets.back() + n);
-    b.groupOffsets.push_back(int32_t(b.responseOffsets.size()) - 1);
-  }
-  b.tokens.resize(b.promptTokens() + b.responseRows());
-  return b;
-}
-
 namespace {
 
 // sees[i][j]: row i attends to row j, as one dense matrix.

@@ -1,6 +1,5 @@
 // The GPU kernels' arithmetic (kernels/row/), run on the CPU by a team that plays a block's threads, against the same
-// oracles and by the same law as the CPU's kernels. The launches
-// are gpu.cpp's to check.
+// oracles and by the same law as the CPU's kernels. The launches are gpu.cpp's to check.
 #include <ATen/CPUGeneratorImpl.h>
 
 #include "check/case.h"

@@ -1,10 +1,9 @@
-// step_check test|perf [shape] [tokens]: the engine's whole training step without Node, from the objects that ship,
-// with random weights at the shapes of known models. `test` holds a step in bfloat16, on the CPU and, where there is
-// one, on a GPU, against the same step in float32 on the CPU, and has a GPU refuse waits that no step may have. `perf`
-// times steps, on the GPU where there is one: one JSON line a number.
-#include <ATen/Version.h>
-#include <ATen/ops/mm.h>
-#include <ATen/ops/randn.h>
+// step_check test [shape] | perf [shape] [tokens]: the engine's whole training step without Node, from the objects that
+// ship, with random weights at the shapes of known models. `test` holds a step in bfloat16, on the CPU and, where there
+// is one, on a GPU, against the same step in float32 on the CPU, and has a GPU refuse waits that no step may have; of
+// tiny and small where no shape is given. `perf` times steps, on the GPU where there is one: one JSON line a number.
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 #include <c10/core/InferenceMode.h>
 
 #include <algorithm>
@@ -12,9 +11,12 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
+#include <limits>
+#include <optional>
 #include <random>
 
-#include "check/case.h"
+#include "check/packed.h"
 #include "error.h"
 #include "memory.h"
 #include "model/model.h"
@@ -69,9 +71,10 @@ ModelConfig configOf(const Shape& s) {
   return c;
 }
 
-// Quadruples whose prompts are shared, each with one contest of WRPO (alpha 0.1) and a reference near what a random
-// model gives. Prompts and responses have the lengths of performance figures elsewhere, 190 and 420, where they fit.
-Batch quadruples(int64_t tokens, int64_t vocabulary) {
+// Quadruples, each with one contest of WRPO (alpha 0.1) and a reference near what a random model gives. Prompts and
+// responses have the lengths of performance figures elsewhere, 190 and 420, where they fit. Unshared, each response
+// brings its prompt along, of which nothing is predicted.
+Batch quadruples(int64_t tokens, int64_t vocabulary, bool shared = true) {
   std::mt19937 random(1);
   std::vector<int32_t> prompts;
   std::vector<std::vector<int32_t>> responses;
@@ -82,14 +85,24 @@ Batch quadruples(int64_t tokens, int64_t vocabulary) {
     responses.push_back({response, response - 3, response + 2});
     used += fits ? 1450 : tokens;
   }
+  std::vector<int32_t> own(prompts.size(), 0);  // tokens of a prompt that its responses begin with
+  if (!shared) {
+    std::swap(own, prompts);
+    for (size_t g = 0; g < own.size(); ++g)
+      for (auto& n : responses[g]) n += own[g];
+  }
   Batch b = check::packed(prompts, responses);
   for (auto& t : b.tokens) t = int32_t(random() % vocabulary);
-  for (int64_t r = 0; r < b.responseRows(); ++r) b.targets.push_back(int32_t(random() % vocabulary));
   for (int64_t g = 0; g < b.groups(); ++g)
     for (int32_t t = b.promptOffsets[g]; t < b.promptOffsets[g + 1]; ++t) b.positions.push_back(t - b.promptOffsets[g]);
-  for (int64_t k = 0; k < b.responses(); ++k)
-    for (int32_t r = b.responseOffsets[k]; r < b.responseOffsets[k + 1]; ++r)
-      b.positions.push_back(prompts[k / 3] + r - b.responseOffsets[k]);
+  for (int64_t k = 0; k < b.responses(); ++k) {
+    const int32_t rows = b.responseOffsets[k + 1] - b.responseOffsets[k];
+    for (int32_t r = 0; r < rows; ++r) {
+      b.positions.push_back(prompts[k / 3] + r);
+      b.targets.push_back(r < own[k / 3] ? -1 : int32_t(random() % vocabulary));
+    }
+    b.reference.push_back(-std::log(double(vocabulary)) * (rows - own[k / 3]) + k % 3);
+  }
   b.contestGroups = {0}, b.contestOffsets = {0};
   for (int64_t g = 0; g < b.groups(); ++g) {
     for (int32_t k = 0; k < 3; ++k) b.contestResponses.push_back(b.groupOffsets[g] + k);
@@ -98,31 +111,54 @@ Batch quadruples(int64_t tokens, int64_t vocabulary) {
     b.contestOffsets.push_back(int32_t(b.contestResponses.size()));
     b.contestGroups.push_back(int32_t(b.contestWeights.size()));
   }
-  for (int64_t k = 0; k < b.responses(); ++k)
-    b.reference.push_back(-std::log(double(vocabulary)) * (b.responseOffsets[k + 1] - b.responseOffsets[k]) + k % 3);
   return b;
 }
 
 const Objective objective{.beta = 0.1};
 
+// Weights that bfloat16 holds exactly, so that every dtype begins with the same ones.
+void roundToBfloat16(Parameters& parameters) {
+  for (const auto& p : parameters.parameters()) {
+    auto stored = parameters.slice(parameters.masters(), p);
+    stored.assign(stored.host().to(at::kBFloat16).to(at::kFloat));
+  }
+  parameters.syncWork();
+}
+
 struct Trained {
   std::shared_ptr<Model> model;
-  AdamW optimizer;
+  std::optional<AdamW> optimizer;
+  AdapterUse use;
+  int64_t keptLayers = std::numeric_limits<int64_t>::max();
 
   Trained(const ModelConfig& config, at::ScalarType type, at::Device device)
-      : model(std::make_shared<Model>(config, type, Weights::Use::Trained, int64_t(512) << 20, device)),
-        optimizer((model->weights().initialize(7), model->trained()),
-                  {1e-3, 0.9, 0.999, 1e-8, 0, 1, 0, 0, "constant"}) {
-    // Weights that bfloat16 holds exactly, so that every dtype begins with the same ones.
-    const auto& weights = model->weights();
-    for (const auto& p : weights.parameters()) {
-      auto stored = weights.slice(weights.masters(), p);
-      stored.assign(stored.host().to(at::kBFloat16).to(at::kFloat));
-    }
-    model->weights().syncWork();
+      : model(std::make_shared<Model>(config, type, Weights::Use::Trained, int64_t(512) << 20, device)) {
+    model->weights().initialize(7);
+    roundToBfloat16(model->weights());
   }
-  Accumulated accumulate(const Batch& batch) { return model->accumulate(batch, {}, objective, double(batch.groups())); }
-  void wait() const { model->weights().work.narrow(0, 0, 1).to(at::kCPU); }
+  // With dropout, and already trained: fresh ones pass no gradient on.
+  void addAdapters() {
+    LoraShape shape{.rank = 4, .scale = 2, .dropout = 0.3, .modules = {}};
+    for (int64_t l = 0; l < model->config().layers; ++l)
+      for (const char* of :
+           {"self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj"})
+        shape.modules.push_back("model.layers." + std::to_string(l) + "." + of);
+    model->addAdapters(shape, 7);
+    auto& adapters = *model->adapters();
+    auto generator = at::detail::createCPUGenerator(5);
+    for (const auto& p : adapters.parameters())
+      adapters.slice(adapters.masters(), p).assign(at::randn(p.shape, generator, at::kFloat).mul_(0.1));
+    roundToBfloat16(adapters);
+    use.dropout = DropoutDraw{.seed = 3, .step = 2, .firstRow = 0};
+  }
+  Accumulated accumulate(const Batch& batch) {
+    return model->accumulate(batch, use, objective, double(batch.groups()), keptLayers);
+  }
+  AdamW::Step step() {
+    if (!optimizer) optimizer.emplace(model->trained(), AdamWOptions{1e-3, 0.9, 0.999, 1e-8, 0, 1, 0, 0, "constant"});
+    return optimizer->step();
+  }
+  void wait() const { model->trained()->work.narrow(0, 0, 1).to(at::kCPU); }
 };
 
 // ---- test
@@ -145,19 +181,18 @@ void compare(const std::string& name, Trained& mine, Trained& exact, const Batch
     worst = std::max(worst, std::abs(got.logps[k] - wanted.logps[k]) / std::abs(wanted.logps[k]));
   expect(worst < 2e-3, name + ", largest relative error of a log-prob", worst);
   expect(std::abs(got.loss - wanted.loss) < 0.05, name + ", error of the loss", std::abs(got.loss - wanted.loss));
-  const auto& weights = mine.model->weights();
+  auto trained = mine.model->trained(), exactly = exact.model->trained();
   double least = 1;
-  for (const auto& p : weights.parameters())
-    least = std::min(least, cosine(weights.slice(mine.model->trained()->grad(), p),
-                                   exact.model->weights().slice(exact.model->trained()->grad(), p)));
-  double all = cosine(mine.model->trained()->grad(), exact.model->trained()->grad());
+  for (const auto& p : trained->parameters())
+    least = std::min(least, cosine(trained->slice(trained->grad(), p), exactly->slice(exactly->grad(), p)));
+  double all = cosine(trained->grad(), exactly->grad());
   expect(all > 0.999, name + ", cosine of the gradient", all);
   expect(least > 0.99, name + ", least cosine of a parameter's gradient", least);
-  double exactNorm = exact.optimizer.step().gradNorm, norm = 0, before = wanted.loss, after = 0;
+  double exactNorm = exact.step().gradNorm, norm = 0, before = wanted.loss, after = 0;
   // Not of the first micro-batch: libraries may set themselves up in it.
   refuseWaits(true);
   try {
-    norm = mine.optimizer.step().gradNorm;
+    norm = mine.step().gradNorm;
     after = mine.accumulate(batch).loss;
   } catch (const c10::Error& error) {
     expect(false, name + ", " + error.what_without_backtrace(), 1);
@@ -168,21 +203,40 @@ void compare(const std::string& name, Trained& mine, Trained& exact, const Batch
   mine.model->trained()->grad().zero_();
 }
 
-void test() {
+// What the models of some family, or the ways to train one, have and plain Llama has not.
+struct Variant {
+  const char* name;
+  std::function<void(ModelConfig&)> config = [](ModelConfig&) {};
+  std::function<void(Trained&)> training = [](Trained&) {};
+  bool shared = true;
+};
+const Variant variants[] = {{"plain"},
+                            {"head norms and biases", [](ModelConfig& c) { c.headNorm = c.qkvBias = true; }},
+                            {"Gemma's parts, a window in layer 1",
+                             [](ModelConfig& c) {
+                               c.headNorm = c.branchNorms = true;
+                               c.normPlus = 1, c.activation = Activation::GeluTanh, c.finalSoftcap = 4;
+                               c.embeddingScale = std::sqrt(double(c.hiddenSize));
+                               c.windows[1] = 11, c.localRope = {.dim = c.headDim, .theta = 10000};
+                             },
+                             [](Trained&) {}, false},
+                            {"adapters with dropout", [](ModelConfig&) {}, [](Trained& t) { t.addAdapters(); }},
+                            {"layers computed again", [](ModelConfig&) {}, [](Trained& t) { t.keptLayers = 1; }}};
+
+void test(const std::vector<const char*>& names) {
   std::string missing;
   auto gpu = findGpu(missing);
-  for (const char* name : {"tiny", "small"}) {
-    ModelConfig config = configOf(shapeOf(name));
-    for (bool variant : {false, true}) {
-      // What other families have and Llama has not.
-      if (variant) config.headNorm = config.qkvBias = true;
-      Batch batch = quadruples(std::string(name) == "tiny" ? 100 : 3000, config.vocabSize);
-      std::vector<at::Device> devices{at::kCPU};
-      if (gpu) devices.push_back({at::kCUDA, 0});
-      for (at::Device device : devices) {
+  for (const char* name : names) {
+    for (const Variant& variant : variants) {
+      ModelConfig config = configOf(shapeOf(name));
+      variant.config(config);
+      Batch batch = quadruples(std::string(name) == "tiny" ? 100 : 3000, config.vocabSize, variant.shared);
+      std::vector<std::pair<at::Device, std::string>> devices{{at::kCPU, "the CPU"}};
+      if (gpu) devices.push_back({gpu->device, gpu->name});
+      for (const auto& [device, where] : devices) {
         Trained exact(config, at::kFloat, at::kCPU), mine(config, at::kBFloat16, device);
-        compare(std::string(name) + (variant ? " with head norms and biases" : "") + " on " + device.str(), mine, exact,
-                batch);
+        variant.training(exact), variant.training(mine);
+        compare(std::string(name) + ", " + variant.name + ", on " + where, mine, exact, batch);
       }
     }
   }
@@ -202,7 +256,7 @@ void perf(const std::string& name, int64_t tokens) {
   ModelConfig config = configOf(shape);
   std::string missing, where = at::get_cpu_capability();
   auto gpu = findGpu(missing);
-  at::Device device = gpu ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+  at::Device device = gpu ? gpu->device : at::kCPU;
   if (gpu) where = gpu->name;
   Batch batch = quadruples(tokens, shape.vocabulary);
   auto line = [&](const char* what, double value, const char* unit) {
@@ -223,7 +277,7 @@ void perf(const std::string& name, int64_t tokens) {
     double host = 0;
     double step = seconds([&] {
       host = seconds([&] { trained.accumulate(batch); });
-      trained.optimizer.step();
+      trained.step();
       trained.wait();
     });
     product();
@@ -257,14 +311,17 @@ void perf(const std::string& name, int64_t tokens) {
 int main(int count, char** arguments) {
   std::string mode = count > 1 ? arguments[1] : "";
   setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);  // as shim.c does
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   c10::InferenceMode guard;
   countAllocations();
   try {
-    if (mode == "test") test();
+    if (mode == "test") test(count > 2 ? std::vector<const char*>{arguments[2]} : std::vector{"tiny", "small"});
     else if (mode == "perf") perf(count > 2 ? arguments[2] : "tiny", count > 3 ? std::atol(arguments[3]) : 4096);
-    else return std::fprintf(stderr, "usage: step_check test|perf [shape] [tokens]\n"), 2;
+    else return std::fprintf(stderr, "usage: step_check test [shape] | perf [shape] [tokens]\n"), 2;
   } catch (const Error& error) {
     return std::fprintf(stderr, "%s\n", error.what()), 1;
+  } catch (const c10::Error& error) {
+    return std::fprintf(stderr, "%s\n", error.what_without_backtrace()), 1;
   }
   if (mode == "test") std::printf("%d failed\n", failures);
   return failures > 0;

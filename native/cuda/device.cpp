@@ -51,7 +51,7 @@ std::optional<Gpu> findGpu(std::string& missing) {
   }
   static std::once_flag once;
   std::call_once(once, prepare);
-  return Gpu{properties.name, int64_t(total), int64_t(free)};
+  return Gpu{properties.name, {at::kCUDA, 0}, int64_t(total), int64_t(free)};
 }
 
 void refuseWaits(bool refuse) {

@@ -140,6 +140,7 @@ at::Tensor gradientNorm(const at::Tensor& grad, double maxNorm) {
 }
 
 void linearWeightGradient(const at::Tensor& dw, const at::Tensor& dy, const at::Tensor& x) {
+  if (!dw.defined()) return;
   // bfloat16 products, summed and added in float32 by cuBLAS itself.
   at::Tensor out = dw;
   at::addmm_out(out, dw, dy.t(), x, at::kFloat);

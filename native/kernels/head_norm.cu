@@ -1,6 +1,6 @@
 // The norm of every query and key head (Qwen3, Gemma 3): a warp a head, 4 bytes an element forward, 6 backward. A fixed
 // number of warps walks all heads backward and keeps a partial dw each, added in order in float64 by a second kernel.
-#include "kernels/launch.cuh"
+#include "kernels/partials.cuh"
 #include "kernels/row/rms_norm.h"
 
 namespace wrpo::launch {
@@ -33,14 +33,6 @@ __global__ void __launch_bounds__(threads)
     const Bf16* from = x + t * ldX + h * d;
     row::rmsBackward<1>(team, g, from, w, plus, row::headRstd<1>(team, from, eps, d), g, false, dw, d);
   }
-}
-
-__global__ void sumPartials(const float* partial, int64_t rows, int64_t d, float* dw) {
-  int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= d) return;
-  double total = 0;
-  for (int64_t b = 0; b < rows; ++b) total += double(partial[b * d + i]);
-  dw[i] += float(total);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The one place that decides where an op computes: on the device of its first tensor. An op is declared in namespace
-// cpu; the core for a CUDA libtorch has another function of the same type in namespace cuda.
+// The one place that decides where an op computes: on the device of the first tensor it is given. An op is declared in
+// namespace cpu; the core for a CUDA libtorch has another function of the same type in namespace cuda.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -17,7 +17,7 @@ struct Op {
     bool found = false, onGpu = false;
     auto look = [&](const auto& argument) {
       if constexpr (std::is_same_v<std::remove_cvref_t<decltype(argument)>, at::Tensor>)
-        if (!std::exchange(found, true)) onGpu = argument.is_cuda();
+        if (argument.defined() && !std::exchange(found, true)) onGpu = !argument.is_cpu();
     };
     (look(arguments), ...);
     return (onGpu ? cuda : cpu)(std::forward<Arguments>(arguments)...);

@@ -3,7 +3,7 @@
 // and dx, writes dx (8 bytes an element); its blocks, always 128, walk neighbouring rows and keep a partial dw each,
 // which a second kernel adds in order in float64: the same bits on every GPU. Fused since each of the 7 passes that
 // this is in plain ATen costs about as much as the whole.
-#include "kernels/launch.cuh"
+#include "kernels/partials.cuh"
 #include "kernels/row/rms_norm.h"
 
 namespace wrpo::launch {
@@ -34,14 +34,6 @@ __global__ void __launch_bounds__(threads)
     });
   for (int64_t t = begin; t < end; ++t)
     row::rmsBackward<W>(team, dy + t * H, x + t * H, w, plus, rstd[t], dx + t * H, true, dw, H);
-}
-
-__global__ void sumPartials(const float* partial, int64_t rows, int64_t H, float* dw) {
-  int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= H) return;
-  double total = 0;
-  for (int64_t b = 0; b < rows; ++b) total += double(partial[b * H + i]);
-  dw[i] += float(total);
 }
 
 }  // namespace

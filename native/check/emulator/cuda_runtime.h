@@ -3,6 +3,7 @@
 // its own: which elements a grid's blocks and threads take, what passes between them, and whether a barrier is missing,
 // since whatever none separates runs in another order each time.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -13,6 +14,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -41,15 +43,7 @@ class Block {
   void run(unsigned n, const std::function<void()>& body) {
     body_ = &body;
     states_.assign(n, Ready);
-    contexts_.resize(n);
-    while (stacks_.size() < n) stacks_.emplace_back(new char[stackBytes]);
-    for (unsigned t = 0; t < n; ++t) {
-      getcontext(&contexts_[t]);
-      contexts_[t].uc_stack.ss_sp = stacks_[t].get();
-      contexts_[t].uc_stack.ss_size = stackBytes;
-      contexts_[t].uc_link = &scheduler_;
-      makecontext(&contexts_[t], [] { current().enter(); }, 0);
-    }
+    while (threads_.size() < n) threads_.push_back(std::make_unique<Thread>());
     std::vector<unsigned> warps(n / 32);
     std::iota(warps.begin(), warps.end(), 0u);
     while (count(Returned, 0, n) < n) {
@@ -61,10 +55,10 @@ class Block {
     }
   }
   // Of the running thread: until all have come here.
-  void wait(State at) {
+  [[gnu::noinline]] void wait(State at) {
     unsigned me = threadIdx.x;
     states_[me] = at;
-    swapcontext(&contexts_[me], &scheduler_);
+    if (_setjmp(threads_[me]->at) == 0) _longjmp(scheduler_, 1);
   }
   // Of the running thread: what another of its warp calls this with.
   int exchange(int mine, unsigned from) {
@@ -87,16 +81,39 @@ class Block {
  private:
   static constexpr size_t stackBytes = 64 << 10;
 
-  void enter() {
-    (*body_)();
-    states_[threadIdx.x] = Returned;
+  struct Thread {
+    char stack[stackBytes];
+    jmp_buf at;
+    bool begun = false;
+  };
+
+  // On its own stack, for one block after the other.
+  static void live() {
+    for (;;) {
+      (*current().body_)();
+      current().wait(Returned);
+    }
+  }
+  // Until it waits. What ucontext_t would save and restore at every switch costs two calls of the system.
+  [[gnu::noinline]] void resume(unsigned me) {
+    threadIdx.x = me;
+    Thread& thread = *threads_[me];
+    if (_setjmp(scheduler_) != 0) return;
+    if (thread.begun) _longjmp(thread.at, 1);
+    thread.begun = true;
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = thread.stack;
+    context.uc_stack.ss_size = stackBytes;
+    makecontext(&context, &Block::live, 0);
+    setcontext(&context);
   }
   void runWarp(unsigned first) {
     while (count(Ready, first, 32) > 0) {
       unsigned order = random() % 32;
       for (unsigned i = 0; i < 32; ++i) {
-        threadIdx.x = first + (i ^ order);
-        if (states_[threadIdx.x] == Ready) swapcontext(&scheduler_, &contexts_[threadIdx.x]);
+        unsigned me = first + (i ^ order);
+        if (states_[me] == Ready) resume(me);
       }
       unsigned waiting = count(AtWarpBarrier, first, 32);
       if (waiting > 0 && waiting < 32) die("threads are missing where their whole warp is called");
@@ -109,14 +126,15 @@ class Block {
 
   const std::function<void()>* body_;
   std::vector<State> states_;
-  std::vector<ucontext_t> contexts_;
-  std::vector<std::unique_ptr<char[]>> stacks_;
-  ucontext_t scheduler_;
+  std::vector<std::unique_ptr<Thread>> threads_;
+  jmp_buf scheduler_;
   int slots_[1024];
 };
 
-// The blocks of a grid, in random order.
+// The blocks of a grid, in random order; one grid at a time.
 inline void start(unsigned blocks, unsigned threads, const std::function<void()>& body) {
+  static std::mutex mutex;
+  std::lock_guard one(mutex);
   if (threads == 0 || threads > 1024 || threads % 32 != 0) Block::die("expected whole warps, at most 32 of them");
   blockDim.x = threads, gridDim.x = blocks;
   std::vector<unsigned> order(blocks);
