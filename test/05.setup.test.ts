@@ -168,7 +168,9 @@ describe('fetching', () => {
     await expect(setup({ cuda: true })).rejects.toThrow(refusal(/pip could not install torch==.* \(no route\): check/));
     expect(readdirSync(join(dir, 'cache/wrpo'))).toEqual([]);
     const files = `mkdir -p ${torch}/lib; echo "__version__ = '2.14.1+cu130'" > ${torch}/version.py; touch ${torch}/lib/libtorch_cpu.so ${torch}/lib/libtorch_cuda.so`;
-    write('python3', `#!/bin/sh\nset -- x "$@"\n${files}\n`, 0o755);
+    // Of a release that this Python has no wheel of, but another has.
+    const other = 'case "$*" in *--python-version*) ;; *) exit 1 ;; esac';
+    write('python3', `#!/bin/sh\n${other}\nset -- x "$@"\n${files}\n`, 0o755);
     expect(await provideLibtorch({ log, variant: 'cuda' })).toMatchObject({
       ...{ dir: cudaLibtorchCache(), version: CUDA_LIBTORCH.version, variant: 'cu130', origin: 'cache' },
     });

@@ -60,7 +60,10 @@ describe('CUDA kernels', () => {
   });
 
   it.runIf(existsSync(LIBRARY))('are compiled for sm_80 and sm_90, all of them', () => {
-    const text = sources.map((name) => readFileSync(join(KERNELS, name), 'utf8')).join('\n');
+    const text = readdirSync(KERNELS)
+      .filter((name) => /\.cuh?$/.test(name))
+      .map((name) => readFileSync(join(KERNELS, name), 'utf8'))
+      .join('\n');
     const kernels = [...text.matchAll(/__global__ void\s+(?:__launch_bounds__\(\w+\)\s+)?(\w+)\(/g)].map(
       ([, name]) => name!,
     );
@@ -127,15 +130,16 @@ describe('the memory of a GPU', () => {
 
   it('when it is not enough, gives forecast, peak and the setting; other errors are left alone', () => {
     const full = new WrpoError('ERR_OUT_OF_MEMORY', 'CUDA out of memory');
-    expect(explainOutOfMemory(full, onGpu, plan, args)).toMatchObject({
+    expect(explainOutOfMemory(full, args, { model: onGpu, memory: plan })).toMatchObject({
       code: 'ERR_OUT_OF_MEMORY',
       message: expect.stringMatching(
         /3\.0 GiB were in use at most, \d\.\d GiB were forecast; lower microbatch_tokens \(4096\), set /,
       ),
     });
-    expect(explainOutOfMemory(full, { ...onGpu, device: 'cpu' } as Model, plan, args)).toBe(full);
+    expect(explainOutOfMemory(full, args, { model: { ...onGpu, device: 'cpu' } as Model, memory: plan })).toBe(full);
+    expect(explainOutOfMemory(full, args)).toBe(full);
     const other = new WrpoError('ERR_DATA', 'no');
-    expect(explainOutOfMemory(other, onGpu, plan, args)).toBe(other);
+    expect(explainOutOfMemory(other, args, { model: onGpu, memory: plan })).toBe(other);
   });
 });
 

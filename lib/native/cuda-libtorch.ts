@@ -38,18 +38,24 @@ export function cudaLibtorchCache(): string {
 /** Whether this machine has an NVIDIA driver, and with it perhaps a GPU. */
 export const hasNvidiaDriver = (): boolean => ['/dev/nvidiactl', '/dev/dxg'].some((path) => existsSync(path));
 
-/** Fetches it with pip, for whichever Python: only the libraries count. Throws ERR_NATIVE_LOAD with pip's reason. */
+/** Fetches it with pip. Throws ERR_NATIVE_LOAD with pip's reason. */
 export function fetchCudaLibtorch({ log }: { log: (line: string) => void }): string {
   const target = dirname(cudaLibtorchCache());
   mkdirSync(dirname(target), { recursive: true });
   const work = mkdtempSync(`${target}.partial-`);
   log(`libtorch ${CUDA_LIBTORCH.version}+${CUDA_LIBTORCH.variant}: downloading (2 GB)…`);
   try {
-    const where = ['--target', work, '--no-deps', '--no-compile', '--only-binary=:all:', '--python-version', '3.12'];
-    const { error, status, stderr } = spawnSync('python3', ['-m', 'pip', 'install', ...where, ...PACKAGES], {
-      encoding: 'utf8',
-      stdio: ['ignore', 'ignore', 'pipe'],
-    });
+    // For whichever Python, since only the libraries count: this one's, which a mirror is likely to have, or one that all
+    // releases are for.
+    const install = (...python: string[]) => {
+      const where = ['--target', work, '--no-deps', '--no-compile', '--only-binary=:all:', ...python];
+      return spawnSync('python3', ['-m', 'pip', 'install', ...where, ...PACKAGES], {
+        encoding: 'utf8',
+        stdio: ['ignore', 'ignore', 'pipe'],
+      });
+    };
+    const own = install();
+    const { error, status, stderr } = own.status === 0 ? own : install('--python-version', '3.12');
     if (error || status !== 0) {
       const reason = error?.message ?? [...stderr.matchAll(/^ERROR: (.+)$/gm)].at(-1)?.[1] ?? stderr.trim();
       throw new WrpoError(

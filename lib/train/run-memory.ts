@@ -79,19 +79,33 @@ export function describePlan(plan: MemoryPlan, model: Model, args: TrainingArgs,
   return `${needs}${layers}${fits ? '' : `: it will probably run out; ${remedy(args)}`}`;
 }
 
+// A forecast does not count what is left over in slabs of 16 MiB (native/memory.h): of a tiny model the most.
+const LEFT_OVER = 64 * 2 ** 20;
+
 /** The line after a run on a GPU whose forecast was wrong by more than a twentieth. */
 export function describePeak(plan: MemoryPlan, model: Pick<Model, 'device' | 'memory'>): string | undefined {
   if (model.device !== 'cuda') return undefined;
   const [tensors, { peak }] = [plan.total - plan.reserve, model.memory()];
   const off = Math.round((100 * peak) / tensors - 100);
-  if (Math.abs(off) <= 5) return undefined;
+  if (Math.abs(peak - tensors) <= Math.max(tensors / 20, LEFT_OVER)) return undefined;
   return `memory: ${gib(peak)} GiB of tensors were in use at most, ${Math.abs(off)} % ${off > 0 ? 'more' : 'less'} than the ${gib(tensors)} forecast`;
 }
 
-/** An error of the run, which, where memory was not enough, says how much was forecast and what to change. */
-export function explainOutOfMemory(error: unknown, model: Model, plan: MemoryPlan, args: TrainingArgs): unknown {
-  if (!(error instanceof WrpoError) || error.code !== 'ERR_OUT_OF_MEMORY' || model.device !== 'cuda') return error;
-  const message = `the GPU's memory is not enough: ${gib(model.memory().peak)} GiB were in use at most, ${gib(plan.total)} GiB were forecast; ${remedy(args)}`;
+/**
+ * An error of the run, which, where the GPU's memory was not enough, says how much was forecast and what to change. `run`
+ * is undefined before the weights are loaded and there is a forecast.
+ */
+export function explainOutOfMemory(
+  error: unknown,
+  args: TrainingArgs,
+  run?: { model: Pick<Model, 'device' | 'memory'>; memory: MemoryPlan },
+): unknown {
+  if (!(error instanceof WrpoError) || error.code !== 'ERR_OUT_OF_MEMORY') return error;
+  if ((run ? run.model.device : args.device) === 'cpu') return error;
+  const { peak } = run?.model.memory() ?? loadNative().memory({ device: 'cuda' });
+  const message = run
+    ? `the GPU's memory is not enough: ${gib(peak)} GiB were in use at most, ${gib(run.memory.total)} GiB were forecast; ${remedy(args)}`
+    : `the GPU's memory is not enough for the model's weights: ${gib(peak)} GiB were in use at most${args.usePeft ? '' : '; train adapters (use_peft)'}`;
   return new WrpoError('ERR_OUT_OF_MEMORY', message, { cause: error });
 }
 

@@ -112,6 +112,14 @@ export class Trainer extends EventEmitter<TrainerEvents> {
 
   /** The same run, a step at a time. */
   async *steps(options: TrainOptions = {}): AsyncGenerator<StepResult, void> {
+    try {
+      yield* this.#steps(options);
+    } catch (error) {
+      throw await this.#explained(error);
+    }
+  }
+
+  async *#steps(options: TrainOptions): AsyncGenerator<StepResult, void> {
     const course = await this.#begin(options);
     const { plan, state, saver } = course;
     try {
@@ -185,9 +193,7 @@ export class Trainer extends EventEmitter<TrainerEvents> {
     const { global_step: before } = state;
     const terms = this.#termsAt(run, before, plan.total);
     const indices = batchIndices(plan, before, args);
-    const taken = await takeStep(run, optimizer, indices, terms, args, before, signal).catch((error: unknown) => {
-      throw explainOutOfMemory(error, run.model, run.memory, args);
-    });
+    const taken = await takeStep(run, optimizer, indices, terms, args, before, signal);
 
     // Only now: a step that is stopped half-way is taken again as a whole.
     const step = before + 1;
@@ -249,15 +255,23 @@ export class Trainer extends EventEmitter<TrainerEvents> {
 
   /** The reference log-probs of all rows, computed now rather than when training begins, and kept. */
   async computeReference({ signal }: Pick<TrainOptions, 'signal'> = {}): Promise<void> {
-    await this.#fillReference(await this.#prepare(), signal);
+    try {
+      await this.#fillReference(await this.#prepare(), signal);
+    } catch (error) {
+      throw await this.#explained(error);
+    }
   }
 
   /** Metrics on the evaluation set (`eval_…`), with the final alpha and, beside it, the current one. */
   async evaluate(): Promise<Metrics> {
-    const run = await this.#prepare();
-    if (!run.eval) throw new WrpoError('ERR_CONFIG', 'evaluate() needs an evalDataset');
-    await this.#fillReference(run);
-    return this.#evaluate(run, run.eval);
+    try {
+      const run = await this.#prepare();
+      if (!run.eval) throw new WrpoError('ERR_CONFIG', 'evaluate() needs an evalDataset');
+      await this.#fillReference(run);
+      return await this.#evaluate(run, run.eval);
+    } catch (error) {
+      throw await this.#explained(error);
+    }
   }
 
   /**
@@ -295,6 +309,11 @@ export class Trainer extends EventEmitter<TrainerEvents> {
       return run;
     })();
     return this.#prepared;
+  }
+
+  /** The error, which may be that memory was not enough, in the run's own words. */
+  async #explained(error: unknown): Promise<unknown> {
+    return explainOutOfMemory(error, this.args, await this.#prepared?.catch(() => undefined));
   }
 
   async #fillReference(run: Prepared, signal?: AbortSignal): Promise<void> {

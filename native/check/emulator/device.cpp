@@ -274,6 +274,10 @@ void flashBackward(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     dq.narrow(1, i, rows).copy_(ds.matmul(k.narrow(1, j, keys)));
     dk.narrow(1, j, keys).copy_(ds.transpose(1, 2).matmul(q.narrow(1, i, rows)));
   });
+  // What ATen's keeps meanwhile: the sum of dq, and dk and dv of every query's head.
+  std::vector<at::Tensor> kept{at::empty({q.size(1), heads, d}, q.options().device(device))};
+  for (int i = 0; i < 2 && kvHeads < heads; ++i)
+    kept.push_back(at::empty({k.size(1), heads, d}, at::TensorOptions(at::kBFloat16).device(device)));
   auto result = [&](const at::Tensor& t) {
     auto summed =
         t.size(0) == heads && kvHeads < heads && !t.is_same(dq) ? t.view({kvHeads, heads / kvHeads, -1, d}).sum(1) : t;

@@ -1,0 +1,174 @@
+/**
+ * Models and runs on a GPU, on an emulated one: the core of native/check/emulator, whose device is called `cuda` and lies
+ * in the host's memory. What is held is what a GPU computes, when the host waits for it, and what is said of its memory.
+ */
+import { spawnSync } from 'node:child_process';
+import { join } from 'node:path';
+import { beforeAll, describe, expect, it } from 'vitest';
+import { packRows } from '../lib/data/pack.ts';
+import { Model } from '../lib/model/model.ts';
+import { info } from '../lib/native/surface.ts';
+import type { TrainingArgsInput } from '../lib/train/args.ts';
+import { forecast } from '../lib/train/memory-plan.ts';
+import { formOf, type Objective } from '../lib/train/objective.ts';
+import { batchOf, expectSentence, PREFERENCE_ROLES, quadruple, randomOf } from './support.ts';
+import {
+  fail,
+  metricsOf,
+  POLICY,
+  REFERENCE,
+  ROOT,
+  readJsonLines,
+  readTensors,
+  scratchDirectory,
+  tokenRows,
+  trainingOn,
+  weightsOf,
+  writeRows,
+  writeRunFile,
+} from './training.ts';
+
+// Before anything loads the core.
+process.env.WRPO_PREBUILD = join(ROOT, 'build/Release/emulated');
+const path = scratchDirectory('emulated');
+
+beforeAll(() => {
+  const build = ['--build', join(ROOT, 'build/cmake'), '--target', 'core_emulated', '--parallel', '2'];
+  const { status, stdout, stderr } = spawnSync('cmake', build, { encoding: 'utf8' });
+  expect(status, stdout + stderr).toBe(0);
+}, 900_000);
+
+describe('a model on a GPU', () => {
+  it('is there for `auto`, in bfloat16, and gives the log-probs of the CPU', async () => {
+    expect(info()).toMatchObject({ devices: ['cpu', 'cuda'], gpu: { name: 'an emulated GPU' } });
+    await using model = await Model.load(POLICY, { device: 'auto', dtype: 'auto' });
+    expect(model).toMatchObject({ device: 'cuda', dtype: 'bfloat16' });
+    await using same = await Model.load(POLICY, { dtype: 'bfloat16' });
+    const rows = [0, 1, 2].map((i) => quadruple(randomOf(i), 3 + 2 * i, [4, 7, 5 - i]));
+    for (const sharePrompt of [true, false]) {
+      const batch = packRows(rows, PREFERENCE_ROLES, { sharePrompt });
+      const [mine, wanted] = [await model.logProbs(batch, { perToken: true }), await same.logProbs(batch)];
+      mine.sums.forEach((sum, k) => {
+        expect(Math.abs(sum / wanted.sums[k]! - 1)).toBeLessThan(3e-3);
+      });
+      expect(mine.perToken!.reduce((sum, logp) => sum + logp)).toBeCloseTo(
+        mine.sums.reduce((sum, logp) => sum + logp),
+        3,
+      );
+    }
+  });
+
+  it('holds the same parameters, and saves them as they are', async () => {
+    await using model = await Model.load(POLICY, { device: 'cuda', dtype: 'bfloat16' });
+    await using same = await Model.load(POLICY, { dtype: 'bfloat16' });
+    expect(model.parameters().values().next().value!.device).toBe('cuda');
+    expect(await model.fingerprint()).toBe(await same.fingerprint());
+    await model.save(path('saved'));
+    await same.save(path('saved-too'));
+    expect(weightsOf(path('saved')).equals(weightsOf(path('saved-too')))).toBe(true);
+  });
+
+  it('is refused what a GPU does not compute', async () => {
+    await expectSentence(() => Model.load(POLICY, { device: 'cuda' }), 'ERR_DEVICE', 'a GPU computes in bfloat16 only');
+  });
+});
+
+const ARGS = {
+  ...{ dtype: 'bfloat16', perDeviceTrainBatchSize: 2, gradientAccumulationSteps: 2, maxSteps: 3, learningRate: 1e-3 },
+  ...{ beta: 0.1, alpha: 0.5, microbatchTokens: 100, loggingSteps: 1, evalSteps: 3, saveSteps: 2, disableTqdm: true },
+} satisfies Partial<TrainingArgsInput>;
+const rows = tokenRows(12, 1);
+const train = trainingOn(rows, tokenRows(2, 2), ARGS);
+
+describe.each<[string, Partial<TrainingArgsInput>, string?]>([
+  ['of all weights, layers computed again', { gradientCheckpointing: true }],
+  ['with a reference in memory, prompts not shared', { sharePrompt: false }, REFERENCE],
+  ['of adapters that drop inputs', { usePeft: true, loraR: 4, loraDropout: 0.2 }],
+  ['in SimPO', { lossType: 'simpo', alpha: undefined }],
+])('a run %s', (name, args, refModel) => {
+  const run = async (device: 'cpu' | 'cuda', dir: string, resumeFromCheckpoint?: string) => {
+    const options = refModel === undefined ? {} : { refModel };
+    await train(dir, { ...args, device }, { resumeFromCheckpoint }, options);
+    return metricsOf(dir);
+  };
+
+  it('is on a GPU what it is on the CPU, and resumes to the same bytes', async () => {
+    const wanted = await run('cpu', path(`${name}-cpu`));
+    const found = await run('cuda', path(`${name}-gpu`));
+    expect(found.length).toBe(wanted.length);
+    for (const [i, line] of found.entries()) {
+      expect(Object.keys(line)).toEqual(Object.keys(wanted[i]!));
+      for (const key of ['loss', 'eval_loss', 'grad_norm', 'learning_rate', 'logps/rejected'].filter(
+        (k) => k in line,
+      )) {
+        expect(Math.abs(line[key]! - wanted[i]![key]!), `${key} of line ${i}`).toBeLessThan(
+          0.02 * Math.max(0.1, Math.abs(wanted[i]![key]!)),
+        );
+      }
+    }
+    const file = args.usePeft ? 'adapter_model.safetensors' : 'model.safetensors';
+    const [mine, theirs] = ['gpu', 'cpu'].map((device) => readTensors(path(`${name}-${device}`, file)));
+    for (const [tensor, values] of mine!) {
+      const other = theirs!.get(tensor)!;
+      const apart = values.reduce((most, value, i) => Math.max(most, Math.abs(value - other[i]!)), 0);
+      // Three updates of at most the learning rate each, whose signs differ where a gradient is all but zero.
+      expect(apart, tensor).toBeLessThan(8e-3);
+    }
+    const resumed = await run('cuda', path(`${name}-again`), path(`${name}-gpu`, 'checkpoint-2'));
+    expect(resumed).toEqual(found);
+    expect(readTensors(path(`${name}-again`, file))).toEqual(mine);
+  });
+});
+
+describe('the memory of a GPU', () => {
+  // Of as much that what is left over in the slabs of native/memory.h does not count.
+  it('is what was forecast', async () => {
+    const shape = { vocab_size: 512, hidden_size: 1024, intermediate_size: 2048, num_hidden_layers: 4 };
+    const heads = { num_attention_heads: 8, num_key_value_heads: 4, head_dim: 128, max_position_embeddings: 4096 };
+    const options = { dtype: 'bfloat16', device: 'cuda' } as const;
+    await using model = await Model.create({ model_type: 'llama', ...shape, ...heads }, options);
+    const random = randomOf(1);
+    const objective: Objective = { lossType: 'wrpo', beta: 0.1, alpha: 0.3 };
+    const held = [quadruple(random, 271, [240, 250, 240], 512)];
+    const packed = batchOf({ rows: held, objective, reference: new Float64Array(3), normalizer: 1 });
+    for (const gradient of model.gradients().values()) gradient.dispose();
+    const { current } = model.memory({ resetPeak: true });
+    await model.accumulate(packed, { objective: formOf(objective), normalizer: 1 });
+    const plan = forecast(model.config, packed.tokens.length, Number.POSITIVE_INFINITY, options);
+    const share = (model.memory().peak - current) / (plan.activations + plan.workspace);
+    expect(share).toBeGreaterThan(0.95);
+    expect(share).toBeLessThan(1.05);
+    // Without the two moments.
+    expect(current / (plan.states / 2)).toBeCloseTo(1, 2);
+  });
+
+  const tooSmall = (mebibytes: number) => {
+    const file = writeRunFile(path(`${mebibytes}.yaml`), {
+      ...{
+        model_name_or_path: POLICY,
+        dataset_name: writeRows(path('rows.jsonl'), rows),
+        device: 'cuda',
+        dtype: 'auto',
+      },
+      output_dir: path(`${mebibytes}`),
+    });
+    return fail(['train', '--config', file], 1, { env: { WRPO_EMULATED_MEMORY: String(mebibytes * 2 ** 20) } });
+  };
+
+  // Enough for the reference's pass, but not for gradients and moments; and not enough for either.
+  it.each([
+    [17, true],
+    [16, false],
+  ])('when %d MiB are not enough ends the run with forecast, peak and what to change', async (size, reference) => {
+    expect(await tooSmall(size)).toMatch(
+      /GPU's memory is not enough: 0\.0 GiB were in use at most, 0\.\d GiB were forecast; lower microbatch_tokens \(\d+\), set gradient_checkpointing: true or train adapters/,
+    );
+    expect(readJsonLines(path(`${size}`, 'reference-train.jsonl')).length > 1).toBe(reference);
+  });
+
+  it('when it does not hold the weights says so', async () => {
+    expect(await tooSmall(0.2)).toMatch(
+      /not enough for the model's weights: 0\.0 GiB were in use .*adapters \(use_peft\)/,
+    );
+  });
+});
