@@ -74,6 +74,8 @@ HeadArguments headArguments(Napi::Object o) {
        a.hidden.scalar_type() != at::kBFloat16))
     fail("ERR_CONFIG",
          "expected hidden [R, H] and weight [V, H] on one device and of one dtype: float32, float64 or bfloat16");
+  if (!a.hidden.is_cpu() && a.hidden.scalar_type() != at::kBFloat16)
+    fail("ERR_DEVICE", "a GPU computes in bfloat16 only: expected hidden and weight of dtype bfloat16");
   if (int64_t(a.targets.size()) != a.hidden.size(0))
     fail("ERR_CONFIG", "targets: expected " + std::to_string(a.hidden.size(0)) + " ids, received " +
                            std::to_string(a.targets.size()));
@@ -110,9 +112,10 @@ Napi::Value selectedLogProbsBackward(const Napi::CallbackInfo& call) {
     auto a = headArguments(o);
     auto lse = TensorHandle::unwrap(o.Get("lse"), "lse"), dLogps = TensorHandle::unwrap(o.Get("dLogps"), "dLogps");
     auto statistics = a.hidden.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-    if (lse.numel() != a.hidden.size(0) || dLogps.numel() != a.hidden.size(0) || lse.scalar_type() != statistics ||
-        dLogps.scalar_type() != statistics)
-      fail("ERR_CONFIG", std::string("expected lse and dLogps [R] of dtype ") + dtypeName(statistics));
+    for (const at::Tensor& t : {lse, dLogps})
+      if (t.numel() != a.hidden.size(0) || t.scalar_type() != statistics || t.device() != a.hidden.device())
+        fail("ERR_CONFIG", std::string("expected lse and dLogps [R] of dtype ") + dtypeName(statistics) +
+                               ", on the device of hidden and weight");
     struct Gradients {
       at::Tensor hidden, weight;
     };

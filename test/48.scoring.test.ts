@@ -9,6 +9,7 @@ import { sampleModel } from '../lib/fuse/sample.ts';
 import { functionScorer, type ScoreItem, type Scorer, scoreModel } from '../lib/fuse/score.ts';
 import { type SampleRow, type ScoreRow, Store } from '../lib/fuse/store.ts';
 import { Model } from '../lib/model/model.ts';
+import { info } from '../lib/native/surface.ts';
 import { encodeConversations } from '../lib/text/conversations.ts';
 import { Tokenizer } from '../lib/text/tokenizer.ts';
 import { toAnswer } from '../lib/text/turns.ts';
@@ -291,6 +292,12 @@ describe('ArmoRM in this process', () => {
       expectWithin(Math.abs(alone!.score - many[5]!), 1e-6);
     }
     expect(new Set(many).size).toBeGreaterThan(50);
+  });
+
+  it.runIf(info().gpu === undefined)('says at once that there is no GPU', async () => {
+    const options = { name: 'far', model: directory, dtype: 'bfloat16' as const, device: 'cuda' as const };
+    await expectFailure(() => armormScorer(options), 'ERR_DEVICE', /device "cuda": /);
+    expect((await armormScorer({ ...options, device: 'auto' })).depends).not.toHaveProperty('device');
   });
 
   it('names model, prompt and sample of a NaN', async () => {

@@ -6,13 +6,23 @@ import { spawnSync } from 'node:child_process';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { packRows } from '../lib/data/pack.ts';
+import { selectedLogProbs, selectedLogProbsBackward } from '../lib/model/head.ts';
 import { Model } from '../lib/model/model.ts';
-import { info } from '../lib/native/surface.ts';
+import { info, Tensor } from '../lib/native/surface.ts';
 import type { TrainingArgsInput } from '../lib/train/args.ts';
 import { forecast } from '../lib/train/memory-plan.ts';
 import { formOf, type Objective } from '../lib/train/objective.ts';
-import { batchOf, expectSentence, PREFERENCE_ROLES, quadruple, randomOf } from './support.ts';
 import {
+  batchOf,
+  expectSentence,
+  maxAbsDifference,
+  numberToBfloat16,
+  PREFERENCE_ROLES,
+  quadruple,
+  randomOf,
+} from './support.ts';
+import {
+  FIXTURES,
   fail,
   metricsOf,
   POLICY,
@@ -21,6 +31,7 @@ import {
   readJsonLines,
   readTensors,
   scratchDirectory,
+  succeed,
   tokenRows,
   trainingOn,
   weightsOf,
@@ -73,11 +84,72 @@ describe('a model on a GPU', () => {
   });
 });
 
+const rows = tokenRows(12, 1);
+
+describe('what else computes on a GPU', () => {
+  it('tensors and the fused head', async () => {
+    const random = randomOf(3);
+    const values = (count: number) => Float32Array.from({ length: count }, () => random() - 0.5);
+    const [hidden, weight, dLogps] = [values(5 * 16), values(40 * 16), values(5)];
+    const targets = Int32Array.of(3, 0, 39, 7, 7);
+    const halves = (of: Float32Array, shape: number[], device: 'cpu' | 'cuda') =>
+      Tensor.from(Uint16Array.from(of, numberToBfloat16), shape, { dtype: 'bfloat16', device });
+    const on = async (device: 'cpu' | 'cuda') => {
+      const [h, w] = [hidden, weight].map((of, i) => halves(of, [i ? 40 : 5, 16], device));
+      const { logps, lse } = await selectedLogProbs(h!, w!, targets);
+      const g = Tensor.from(dLogps, [5], { device });
+      const { dHidden, dWeight } = await selectedLogProbsBackward(h!, w!, targets, lse, g);
+      expect(new Set([logps, lse, dHidden, dWeight].map((tensor) => tensor.device))).toEqual(new Set([device]));
+      return [logps, lse, dWeight].map((tensor) => Float64Array.from(tensor.toHost() as Float32Array));
+    };
+    const [mine, wanted] = [await on('cuda'), await on('cpu')];
+    for (const [i, found] of mine.entries()) expect(maxAbsDifference(found, wanted[i]!)).toBeLessThan(4e-3);
+
+    const far = Tensor.from(hidden, [5, 16], { device: 'cuda' });
+    expect(far.to('cpu').toHost()).toEqual(hidden);
+    expect(far.rows(1, 2).toHost()).toEqual(hidden.subarray(16, 48));
+    expect(() => far.view()).toThrow('a tensor of a GPU has no view: toHost() copies its values');
+    const wide = Tensor.from(weight, [40, 16], { device: 'cuda' });
+    await expectSentence(() => selectedLogProbs(far, wide, targets), 'ERR_DEVICE', 'a GPU computes in bfloat16 only');
+    const [h, w] = [halves(hidden, [5, 16], 'cuda'), halves(weight, [40, 16], 'cuda')];
+    const near = Tensor.from(dLogps, [5]);
+    await expectSentence(
+      () => selectedLogProbsBackward(h, w, targets, near, near),
+      'ERR_CONFIG',
+      'on the device of hidden and weight',
+    );
+  });
+
+  it('`wrpo score` and `wrpo logprobs`', async () => {
+    const answers = [5, 8].map((end) => ({ prompt: [1, 30, 9, 6, 17, 7, 21], responses: [[11, 12, end], [end]] }));
+    const pairs = rows.map(({ prompt, target_chosen: chosen, rejected }) => ({ prompt, chosen, rejected }));
+    const numbers = async (command: string, model: string, data: string, device: string) => {
+      const args = [command, '--model', model, '--data', data, '--dtype', 'bfloat16', '--device', device];
+      const lines = (await succeed(args)).stdout.trim().split('\n');
+      return lines.flatMap((line) => Object.values(JSON.parse(line)).flat() as number[]);
+    };
+    for (const [command, model, data] of [
+      ['score', join(FIXTURES, 'armorm', 'tiny'), writeRows(path('answers.jsonl'), answers)],
+      ['logprobs', POLICY, writeRows(path('pairs.jsonl'), pairs)],
+    ] as const) {
+      const [mine, wanted] = [await numbers(command, model, data, 'cuda'), await numbers(command, model, data, 'cpu')];
+      expect(mine.length).toBe(command === 'score' ? 4 : 24);
+      mine.forEach((value, i) => {
+        expect(Math.abs(value - wanted[i]!), `${command} ${i}`).toBeLessThan(0.02 * Math.max(1, Math.abs(wanted[i]!)));
+      });
+    }
+  });
+
+  it('but not text', async () => {
+    await using model = await Model.load(POLICY, { device: 'cuda', dtype: 'bfloat16' });
+    await expectSentence(() => model.generate([[1, 2]], { maxNewTokens: 2 }), 'ERR_DEVICE', 'on the CPU only');
+  });
+});
+
 const ARGS = {
   ...{ dtype: 'bfloat16', perDeviceTrainBatchSize: 2, gradientAccumulationSteps: 2, maxSteps: 3, learningRate: 1e-3 },
   ...{ beta: 0.1, alpha: 0.5, microbatchTokens: 100, loggingSteps: 1, evalSteps: 3, saveSteps: 2, disableTqdm: true },
 } satisfies Partial<TrainingArgsInput>;
-const rows = tokenRows(12, 1);
 const train = trainingOn(rows, tokenRows(2, 2), ARGS);
 
 describe.each<[string, Partial<TrainingArgsInput>, string?]>([

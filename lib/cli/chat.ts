@@ -5,7 +5,7 @@ import type { SamplingOptions } from '../model/generator.js';
 import { Model } from '../model/model.js';
 import { encodePrompt } from '../text/prompt.js';
 import { locate, requireTokenizer, sourceOf } from '../train/prepare.js';
-import { readDtype } from './dtype.js';
+import { readDtype } from './compute.js';
 import { say } from './say.js';
 import { writeOut } from './stdout.js';
 

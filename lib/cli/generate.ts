@@ -10,7 +10,7 @@ import { Model } from '../model/model.js';
 import { encodePrompt } from '../text/prompt.js';
 import type { Tokenizer } from '../text/tokenizer.js';
 import { locate, requireTokenizer, sourceOf, tokenizerOf } from '../train/prepare.js';
-import { readDtype } from './dtype.js';
+import { readDtype } from './compute.js';
 import { interruptible } from './fusion.js';
 import { newsOf } from './news.js';
 import { say } from './say.js';

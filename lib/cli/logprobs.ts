@@ -6,7 +6,7 @@ import { Model } from '../model/model.js';
 import { type EncodedRow, encodeRows } from '../text/encode.js';
 import { locate, sourceOf, tokenizerOf } from '../train/prepare.js';
 import { logProbsOf } from '../train/reference.js';
-import { readDtype } from './dtype.js';
+import { readCompute } from './compute.js';
 import { say } from './say.js';
 import { writeLines } from './stdout.js';
 
@@ -21,11 +21,12 @@ export async function logprobs(options: {
   split?: string;
   revision?: string;
   dtype: string;
+  device: string;
   /** The numbers of tokens as well, as `logps.jsonl` of a fusion has them. */
   lengths?: boolean;
   output?: string;
 }): Promise<void> {
-  const dtype = readDtype(options.dtype);
+  const compute = readCompute(options);
   const { split, revision } = options;
   const directory = await locate(options.model, { say });
   const source = await sourceOf(directory, { say });
@@ -38,7 +39,7 @@ export async function logprobs(options: {
     const encoding = { tokenizer, roles, vocabSize, maxLength: Number.MAX_SAFE_INTEGER };
     slices.push({ roles, rows: (await encodeRows(rows, encoding)).rows });
   }
-  const model = await Model.load(directory, { dtype, baseModel: source.baseDirectory, frozen: true });
+  const model = await Model.load(directory, { ...compute, baseModel: source.baseDirectory, frozen: true });
   try {
     await writeLines(options.output, async (write) => {
       for (const { roles, rows } of slices) {

@@ -54,6 +54,7 @@ program
   .option('--split <name>', 'of data that have splits (default: "train")')
   .option('--revision <name>', 'of a data set on the hub: a branch, a tag or a commit')
   .option('--dtype <dtype>', 'float32, bfloat16, float64 or auto', 'float32')
+  .option('--device <device>', 'cpu, cuda (needs bfloat16) or auto', 'cpu')
   .option('--lengths', 'the numbers of tokens as well')
   .option('--output <file>', 'where to write; default: standard output')
   .action(async (options) => {
@@ -164,14 +165,15 @@ program
   .option('--split <name>', 'of data that have splits (default: "train")')
   .option('--revision <name>', 'of a data set on the hub: a branch, a tag or a commit')
   .option('--dtype <dtype>', 'float32, bfloat16, float64 or auto', 'float32')
+  .option('--device <device>', 'cpu, cuda (needs bfloat16) or auto', 'cpu')
   .option('--output <file>', 'where to write; default: standard output')
   .option('--rewards', 'the reward and the gate of each objective as well')
   .allowUnknownOption()
   .allowExcessArguments()
   .action(async (options, command: Command) => {
     if (options.config !== undefined) {
-      const stray = ['model', 'data', 'split', 'revision', 'output', 'rewards'].find(
-        (option) => options[option] !== undefined,
+      const stray = ['model', 'data', 'split', 'revision', 'dtype', 'device', 'output', 'rewards'].find(
+        (option) => command.getOptionValueSource(option) === 'cli',
       );
       if (stray !== undefined) command.error(`error: option '--${stray}' has no meaning with '--config'`);
       const { scoreStore } = await import('./score-store.js');

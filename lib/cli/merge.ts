@@ -3,7 +3,7 @@ import { WrpoError } from '../errors.js';
 import { isAdapter } from '../model/lora.js';
 import { Model } from '../model/model.js';
 import { locate, sourceOf, tokenizerOf } from '../train/prepare.js';
-import { readDtype } from './dtype.js';
+import { readDtype } from './compute.js';
 import { say } from './say.js';
 
 export async function merge(options: { model: string; base?: string; output: string; dtype: string }): Promise<void> {

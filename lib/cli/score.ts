@@ -4,7 +4,7 @@ import { Model } from '../model/model.js';
 import { requireRewardHead, type Score } from '../model/reward.js';
 import { encodeConversations, type RowConversations } from '../text/conversations.js';
 import { locate, sourceOf, tokenizerOf } from '../train/prepare.js';
-import { readDtype } from './dtype.js';
+import { readCompute } from './compute.js';
 import { newsOf } from './news.js';
 import { say } from './say.js';
 import { writeLines } from './stdout.js';
@@ -17,10 +17,11 @@ export async function score(options: {
   split?: string;
   revision?: string;
   dtype: string;
+  device: string;
   output?: string;
   rewards?: boolean;
 }): Promise<void> {
-  const dtype = readDtype(options.dtype);
+  const compute = readCompute(options);
   // What is wrong with the model's kind or with the first rows is told before the weights are read.
   const { split, revision } = options;
   const directory = await locate(options.model, { say });
@@ -33,7 +34,7 @@ export async function score(options: {
   let model: Model | undefined;
   try {
     await writeLines(options.output, async (write) => {
-      model = await Model.load(directory, { dtype, baseModel: source.baseDirectory, frozen: true });
+      model = await Model.load(directory, { ...compute, baseModel: source.baseDirectory, frozen: true });
       for (; !part.done; part = await parts.next()) {
         const rows = part.value;
         const where = rows.flatMap(({ row }) => row.answers.map(({ key }) => `${row.where} ("${key}")`));

@@ -97,6 +97,8 @@ export const scorer = z.discriminatedUnion('kind', [
     /** A model directory. */
     model: z.string(),
     dtype: z.enum(['float32', 'bfloat16', 'float64']).default('float32'),
+    /** Of a GPU bfloat16. */
+    device: z.enum(['cpu', 'cuda', 'auto']).default('cpu'),
   }),
   z.strictObject({
     kind: z.literal('http'),

@@ -70,7 +70,8 @@ at::Tensor host(const at::Tensor& t) {
 }
 // What a view of host(t) is of t.
 at::Tensor viewOf(const at::Tensor& t, const at::Tensor& view) {
-  auto mine = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(t.storage()), t.key_set(), view.dtype());
+  auto mine = at::detail::make_tensor<c10::TensorImpl>(c10::TensorImpl::VIEW, c10::Storage(t.storage()), t.key_set(),
+                                                       view.dtype());
   mine.unsafeGetTensorImpl()->set_sizes_and_strides(view.sizes(), view.strides(), view.storage_offset());
   return mine;
 }
