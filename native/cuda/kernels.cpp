@@ -23,15 +23,22 @@ using row::Bf16;
 
 launch::Stream stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
 
+// A kernel that was given the host's memory would take the GPU away from the whole process.
+template <class T>
+T* pointer(const at::Tensor& t) {
+  if (t.is_cpu()) fail("ERR_INTERNAL", "a kernel of the GPU was given a tensor of the host");
+  return data<T>(t);
+}
+
 // Storage is bfloat16 there, which Model sees to.
 Bf16* bf16(const at::Tensor& t) {
   if (!t.defined()) return nullptr;
   if (t.scalar_type() != at::kBFloat16)
     fail("ERR_INTERNAL",
          std::string("the GPU's kernels compute in bfloat16, not in ") + c10::toString(t.scalar_type()));
-  return data<Bf16>(t);
+  return pointer<Bf16>(t);
 }
-float* floats(const at::Tensor& t) { return t.defined() ? data<float>(t) : nullptr; }
+float* floats(const at::Tensor& t) { return t.defined() ? pointer<float>(t) : nullptr; }
 
 // Scratch of one call; the allocator gives it to later work of the same stream only.
 at::Tensor scratch(int64_t n, at::ScalarType type, const at::Tensor& like) {
@@ -70,7 +77,7 @@ void headNormBackward(const at::Tensor& dy, const at::Tensor& x, const NormWeigh
 void rope(const at::Tensor& x, int64_t heads, int64_t headDim, const at::Tensor& table, const at::Tensor& rows,
           int sign) {
   launch::rope(stream(), bf16(x), x.stride(0), x.size(0), heads, headDim, 2 * table.size(2), floats(table),
-               data<int32_t>(rows), sign);
+               pointer<int32_t>(rows), sign);
 }
 
 void swigluForward(Activation activation, const at::Tensor& gateUp, const at::Tensor& h) {
@@ -86,13 +93,13 @@ void softcap(const at::Tensor& z, double cap) { launch::softcap(stream(), bf16(z
 
 void logprobForward(const at::Tensor& z, const at::Tensor& targets, const at::Tensor& logp, const at::Tensor& lse,
                     const at::Tensor& argmax) {
-  launch::logprobForward(stream(), bf16(z), z.size(0), z.size(1), data<int32_t>(targets), floats(logp), floats(lse),
-                         argmax.defined() ? data<uint8_t>(argmax) : nullptr);
+  launch::logprobForward(stream(), bf16(z), z.size(0), z.size(1), pointer<int32_t>(targets), floats(logp), floats(lse),
+                         argmax.defined() ? pointer<uint8_t>(argmax) : nullptr);
 }
 
 void logprobBackward(const at::Tensor& z, const at::Tensor& targets, const at::Tensor& lse, const at::Tensor& g,
                      double cap) {
-  launch::logprobBackward(stream(), bf16(z), z.size(0), z.size(1), data<int32_t>(targets), floats(lse), floats(g),
+  launch::logprobBackward(stream(), bf16(z), z.size(0), z.size(1), pointer<int32_t>(targets), floats(lse), floats(g),
                           float(cap));
 }
 
@@ -102,8 +109,8 @@ void mergeLse(const at::Tensor& out, const at::Tensor& lse, const at::Tensor& ou
 }
 
 void dropout(const at::Tensor& x, const at::Tensor& keys, double p, const at::Tensor& y) {
-  launch::dropout(stream(), bf16(x), data<uint32_t>(keys), uint32_t(p * 0x1p32), float(1 / (1 - p)), bf16(y), x.size(0),
-                  x.size(1));
+  launch::dropout(stream(), bf16(x), pointer<uint32_t>(keys), uint32_t(p * 0x1p32), float(1 / (1 - p)), bf16(y),
+                  x.size(0), x.size(1));
 }
 
 void embeddingBackward(const at::Tensor& dx, const std::vector<int32_t>& ids, const at::Tensor& dWeight) {
@@ -120,22 +127,23 @@ void embeddingBackward(const at::Tensor& dx, const std::vector<int32_t>& ids, co
   offsets.push_back(int32_t(order.size()));
   auto on = [&](const std::vector<int32_t>& values) { return place(values, dx.device()); };
   auto placedIds = on(unique), placedOffsets = on(offsets), placedOrder = on(order);
-  launch::embeddingBackward(stream(), bf16(dx), data<int32_t>(placedIds), data<int32_t>(placedOffsets),
-                            data<int32_t>(placedOrder), int64_t(unique.size()), floats(dWeight), dx.size(1));
+  launch::embeddingBackward(stream(), bf16(dx), pointer<int32_t>(placedIds), pointer<int32_t>(placedOffsets),
+                            pointer<int32_t>(placedOrder), int64_t(unique.size()), floats(dWeight), dx.size(1));
 }
 
 void adamwUpdate(const at::Tensor& grad, const at::Tensor& m, const at::Tensor& v, const Stored& master,
                  const at::Tensor&, const at::Tensor& clip, const AdamWStep& s) {
-  launch::adamwUpdate(stream(), bf16(master.tensor), data<int16_t>(master.low), floats(grad), floats(m), floats(v),
+  launch::adamwUpdate(stream(), bf16(master.tensor), pointer<int16_t>(master.low), floats(grad), floats(m), floats(v),
                       grad.numel(),
                       row::adamwCoefficients<float>(s.learningRate, s.beta1, s.beta2, s.eps, s.weightDecay, s.step),
-                      data<double>(clip) + 1);
+                      pointer<double>(clip) + 1);
 }
 
 at::Tensor gradientNorm(const at::Tensor& grad, double maxNorm) {
   auto partial = scratch((grad.numel() + launch::normChunk - 1) / launch::normChunk, at::kDouble, grad);
   auto result = scratch(2, at::kDouble, grad);
-  launch::gradientNorm(stream(), floats(grad), grad.numel(), maxNorm, data<double>(partial), data<double>(result));
+  launch::gradientNorm(stream(), floats(grad), grad.numel(), maxNorm, pointer<double>(partial),
+                       pointer<double>(result));
   return result;
 }
 
@@ -148,16 +156,16 @@ void linearWeightGradient(const at::Tensor& dw, const at::Tensor& dy, const at::
 
 void contests(const at::Tensor& logp, const at::Tensor& dLogp, const ContestTables& t, const Objective& objective,
               double normalizer, int64_t firstGroup, int64_t lastGroup) {
-  auto ints = [](const at::Tensor& values) { return data<int32_t>(values); };
+  auto ints = [](const at::Tensor& values) { return pointer<int32_t>(values); };
   launch::Contests on{ints(t.groupOffsets),
                       ints(t.rowOffsets),
                       ints(t.lengths),
                       ints(t.contestGroups),
                       ints(t.contestOffsets),
                       ints(t.contestResponses),
-                      data<double>(t.coefficients),
-                      data<double>(t.weights),
-                      t.reference.numel() > 0 ? data<double>(t.reference) : nullptr};
+                      pointer<double>(t.coefficients),
+                      pointer<double>(t.weights),
+                      t.reference.numel() > 0 ? pointer<double>(t.reference) : nullptr};
   launch::contests(stream(), on, objective, normalizer, firstGroup, lastGroup, floats(logp), t.policy(), t.gradient(),
                    t.losses(), t.margins(), floats(dLogp));
 }

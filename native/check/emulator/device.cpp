@@ -15,6 +15,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <mutex>
 
 #include "memory.h"
 
@@ -78,16 +79,22 @@ at::Tensor viewOf(const at::Tensor& t, const at::Tensor& view) {
 
 // ---- what is under way
 
+// Of copies to the host, which the JavaScript thread makes beside the engine's.
+std::mutex mutex;
 struct Copy {
   at::Tensor to, values;
 };
-std::deque<Copy> copies;  // to the host
-uintptr_t arrived = 0;    // copies before those
+std::deque<Copy> copies;
+uintptr_t arrived = 0;  // copies before those
 
+uintptr_t queued() {
+  std::lock_guard one(mutex);
+  return arrived + copies.size();
+}
 void arrive(uintptr_t until) {
+  std::lock_guard one(mutex);
   for (; arrived < until; ++arrived, copies.pop_front()) copies.front().to.copy_(copies.front().values);
 }
-uintptr_t queued() { return arrived + copies.size(); }
 
 bool refused = false;
 void hostWaits(const char* why) {
@@ -139,8 +146,9 @@ at::Tensor empty(at::IntArrayRef sizes, std::optional<at::ScalarType> type, std:
 at::Tensor copy(const at::Tensor& from, const at::Tensor& to, bool nonBlocking) {
   const bool toHost = to.is_cpu(), fromHost = from.is_cpu();
   if ((toHost || fromHost) && !nonBlocking) hostWaits("a copy");
-  if (toHost && nonBlocking) copies.push_back({to, host(from).clone()});
-  else host(to).copy_(host(from));
+  if (!toHost || !nonBlocking) return host(to).copy_(host(from)), to;
+  std::lock_guard one(mutex);
+  copies.push_back({to, host(from).clone()});
   return to;
 }
 
@@ -153,6 +161,7 @@ at::Scalar item(const at::Tensor& t) {
 void asOnCpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   std::vector<at::Tensor> given, seen;
   auto see = [&](const at::Tensor& t) {
+    TORCH_CHECK(t.device() == device || t.dim() == 0, op.schema().name(), " of tensors of the GPU and of the host");
     given.push_back(t), seen.push_back(host(t));
     return seen.back();
   };
@@ -203,9 +212,14 @@ struct FlashCall {
   const c10::IValue& argument(const char* name) const {
     return stack[stack.size() - n + size_t(*schema.argumentIndexWithName(name))];
   }
-  at::Tensor tensor(const char* name) const { return host(argument(name).toTensor()); }
+  at::Tensor tensor(const char* name) const {
+    const auto& t = argument(name).toTensor();
+    TORCH_CHECK(t.device() == device && t.stride(-1) == 1, name, ": expected a tensor of the GPU, its rows contiguous");
+    return host(t);
+  }
   // [heads, rows, d] of float32, a key's head once for every query's head that reads it.
   at::Tensor wide(const char* name, int64_t heads = 0) const {
+    TORCH_CHECK(argument(name).toTensor().scalar_type() == at::kBFloat16, name, ": expected bfloat16");
     auto t = tensor(name).to(at::kFloat).transpose(0, 1);
     return heads > 0 ? t.repeat_interleave(heads / t.size(0), 0) : t.contiguous();
   }
