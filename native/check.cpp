@@ -126,6 +126,7 @@ std::vector<Make> perfCases() {
       [] { return headNorm(4096, 40, 64, 0); },
       [] { return ropeRotation(4096, 40, 64, 64); },
       [] { return swiglu(1024, 8192, Activation::Silu); },
+      [] { return swiglu(1024, 8192, Activation::GeluTanh); },
       [] { return logprob(256, 128256, 1, 0); },
       [] { return linearLayer(1024, 2048, 2048); },
       [] { return loraLayer(1024, 2048, 2048, 16); },
