@@ -210,18 +210,20 @@ struct Variant {
   std::function<void(Trained&)> training = [](Trained&) {};
   bool shared = true;
 };
-const Variant variants[] = {{"plain"},
-                            {"head norms and biases", [](ModelConfig& c) { c.headNorm = c.qkvBias = true; }},
-                            {"Gemma's parts, a window in layer 1",
-                             [](ModelConfig& c) {
-                               c.headNorm = c.branchNorms = true;
-                               c.normPlus = 1, c.activation = Activation::GeluTanh, c.finalSoftcap = 4;
-                               c.embeddingScale = std::sqrt(double(c.hiddenSize));
-                               c.windows[1] = 11, c.localRope = {.dim = c.headDim, .theta = 10000};
-                             },
-                             [](Trained&) {}, false},
-                            {"adapters with dropout", [](ModelConfig&) {}, [](Trained& t) { t.addAdapters(); }},
-                            {"layers computed again", [](ModelConfig&) {}, [](Trained& t) { t.keptLayers = 1; }}};
+const Variant variants[] = {
+    {.name = "plain"},
+    {.name = "head norms and biases", .config = [](ModelConfig& c) { c.headNorm = c.qkvBias = true; }},
+    {.name = "Gemma's parts, a window in layer 1",
+     .config =
+         [](ModelConfig& c) {
+           c.headNorm = c.branchNorms = true;
+           c.normPlus = 1, c.activation = Activation::GeluTanh, c.finalSoftcap = 4;
+           c.embeddingScale = std::sqrt(double(c.hiddenSize));
+           c.windows[1] = 11, c.localRope = {.dim = c.headDim, .theta = 10000};
+         },
+     .shared = false},
+    {.name = "adapters with dropout", .training = [](Trained& t) { t.addAdapters(); }},
+    {.name = "layers computed again", .training = [](Trained& t) { t.keptLayers = 1; }}};
 
 void test(const std::vector<const char*>& names) {
   std::string missing;

@@ -293,12 +293,11 @@ void flashBackward(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   std::vector<at::Tensor> kept{at::empty({q.size(1), heads, d}, q.options().device(device))};
   for (int i = 0; i < 2 && kvHeads < heads; ++i)
     kept.push_back(at::empty({k.size(1), heads, d}, at::TensorOptions(at::kBFloat16).device(device)));
-  auto result = [&](const at::Tensor& t) {
-    auto summed =
-        t.size(0) == heads && kvHeads < heads && !t.is_same(dq) ? t.view({kvHeads, heads / kvHeads, -1, d}).sum(1) : t;
-    return summed.transpose(0, 1).to(at::kBFloat16).contiguous();
+  // Summed over the queries' heads that read the same one of n.
+  auto result = [&](const at::Tensor& t, int64_t n) {
+    return t.view({n, heads / n, -1, d}).sum(1).transpose(0, 1).to(at::kBFloat16).contiguous();
   };
-  call.give({result(dq), result(dk), result(dv)});
+  call.give({result(dq, heads), result(dk, kvHeads), result(dv, kvHeads)});
 }
 
 TORCH_LIBRARY_IMPL(_, PrivateUse1, ops) { ops.fallback(torch::CppFunction::makeFromBoxedFunction<&asOnCpu>()); }
