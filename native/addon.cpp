@@ -192,8 +192,9 @@ Napi::Value writeTensorsTo(const Napi::CallbackInfo& call) {
 
 Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   countAllocations();
-  auto* e = new Environment{new Engine(env), Napi::Persistent(TensorHandle::define(env)),
-                            Napi::Persistent(ModelHandle::define(env)), Napi::Persistent(AdamWHandle::define(env))};
+  auto* e = new Environment{new Engine(env), Napi::Persistent(exports.Get("WrpoError").As<Napi::Function>()),
+                            Napi::Persistent(TensorHandle::define(env)), Napi::Persistent(ModelHandle::define(env)),
+                            Napi::Persistent(AdamWHandle::define(env))};
   env.SetInstanceData(e);
   exports.Set("Tensor", e->tensor.Value());
   exports.Set("Model", e->model.Value());

@@ -54,10 +54,19 @@ inline Failure currentFailure() {
   }
 }
 
+class Engine;
+
+// What one Node environment (main thread or worker) has of this addon.
+struct Environment {
+  Engine* engine;  // freed by its own cleanup hook
+  Napi::FunctionReference error, tensor, model, adamw;
+};
+inline Environment& environment(Napi::Env env) { return *env.GetInstanceData<Environment>(); }
+inline Engine& engine(Napi::Env env) { return *environment(env).engine; }
+
 inline Napi::Error toJsError(Napi::Env env, const Failure& failure) {
-  auto error = Napi::Error::New(env, failure.message);
-  error.Set("code", Napi::String::New(env, failure.code));
-  return error;
+  auto text = [&](const std::string& value) { return Napi::String::New(env, value); };
+  return Napi::Error(env, environment(env).error.New({text(failure.code), text(failure.message)}));
 }
 
 // Runs body on the JavaScript thread; whatever it throws arrives as a JavaScript exception.
@@ -232,14 +241,6 @@ class Engine {
   std::atomic<bool> stop_{false};
   int pending_ = 0;
 };
-
-// What one Node environment (main thread or worker) has of this addon.
-struct Environment {
-  Engine* engine;  // freed by its own cleanup hook
-  Napi::FunctionReference tensor, model, adamw;
-};
-inline Environment& environment(Napi::Env env) { return *env.GetInstanceData<Environment>(); }
-inline Engine& engine(Napi::Env env) { return *environment(env).engine; }
 
 // The `finish` of work that returns nothing but that it is done.
 constexpr auto nothing = [](Napi::Env env, int) -> Napi::Value { return env.Undefined(); };

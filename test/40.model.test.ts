@@ -1025,7 +1025,11 @@ describe('Tensor', () => {
     expect(model.memory().current).toBe(current + bytes);
     await collect();
     expect(view[bytes / 4 - 1]).toBe(3);
-    const refusal = expect.objectContaining({ code: 'ERR_CLOSED', message: 'this Tensor was disposed' });
+    const refusal = expect.objectContaining({
+      name: 'WrpoError',
+      code: 'ERR_CLOSED',
+      message: 'this Tensor was disposed',
+    });
     for (const act of [() => seen.view(), () => seen.toHost(), () => seen.shape, () => seen.dtype]) {
       expect(act).toThrow(refusal);
     }

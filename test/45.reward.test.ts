@@ -12,7 +12,6 @@ import { packRows } from '../lib/data/pack.ts';
 import { parseModelConfig } from '../lib/model/config.ts';
 import { Model } from '../lib/model/model.ts';
 import { gatingPosition, packConversations, placeConversations, type Score } from '../lib/model/reward.ts';
-import { callNative } from '../lib/native/addon.ts';
 import { encodeConversations } from '../lib/text/conversations.ts';
 import { Tokenizer } from '../lib/text/tokenizer.ts';
 import {
@@ -343,12 +342,10 @@ describe('errors', () => {
     await expectSentence(() => model.accumulate(batch, { objective, normalizer: 1 }), 'ERR_MODEL', 'reward model');
     await using ordinary = await Model.load(POLICY);
     await expectSentence(() => ordinary.score([[3, 4, 5]]), 'ERR_MODEL', POLICY, 'without a reward head');
-    await expectSentence(() => callNative(() => ordinary.handle.score(batch)), 'ERR_MODEL', 'without a reward head');
+    await expectSentence(() => ordinary.handle.score(batch), 'ERR_MODEL', 'without a reward head');
     await expectSentence(
       () =>
-        callNative(() =>
-          model.handle.score({ ...batch, responseOffsets: Int32Array.of(0, 0, 3), groupOffsets: Int32Array.of(0, 2) }),
-        ),
+        model.handle.score({ ...batch, responseOffsets: Int32Array.of(0, 0, 3), groupOffsets: Int32Array.of(0, 2) }),
       'ERR_DATA',
       'has no token',
     );

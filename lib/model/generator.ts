@@ -2,7 +2,7 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { WrpoError } from '../errors.js';
-import { callNative, type GeneratedTokens, type GeneratorShape, type NativeGenerator } from '../native/addon.js';
+import type { GeneratedTokens, GeneratorShape, NativeGenerator } from '../native/addon.js';
 import { TextStream } from '../text/text-stream.js';
 import type { Tokenizer } from '../text/tokenizer.js';
 import type { ModelConfig } from './config.js';
@@ -161,13 +161,11 @@ export class Generator {
     try {
       const all = Promise.all(ids.map((id, sample) => this.#begin(id, sample, onToken)));
       all.catch(() => {}); // told below, unless adding fails
-      await callNative(() =>
-        this.handle.add({
-          prompt: Int32Array.from(tokens),
-          ids: Int32Array.from(ids),
-          seeds: Float64Array.from(seeds),
-        }),
-      );
+      await this.handle.add({
+        prompt: Int32Array.from(tokens),
+        ids: Int32Array.from(ids),
+        seeds: Float64Array.from(seeds),
+      });
       if (!this.#isBusy) void this.#run();
       return await all;
     } catch (error) {
@@ -181,7 +179,7 @@ export class Generator {
   /** Ends all samples (ERR_CLOSED) and frees the memory of their sequences. */
   async close(): Promise<void> {
     this.#failAll(new WrpoError('ERR_CLOSED', 'the generator was closed'));
-    await callNative(() => this.handle.close());
+    await this.handle.close();
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -208,7 +206,7 @@ export class Generator {
     try {
       while (this.#running.size > 0) {
         const began = performance.now();
-        const tokens = await callNative(() => this.handle.advance(this.#rows));
+        const tokens = await this.handle.advance(this.#rows);
         const rate = tokens.rows / Math.max(performance.now() - began, 0.01);
         this.#rows = Math.min(2 ** 16, Math.max(1, Math.round(rate * MILLISECONDS)));
         await this.#take(tokens);
@@ -239,14 +237,14 @@ export class Generator {
       this.#running.delete(id);
       running.done();
     }
-    if (stopped.length > 0) await callNative(() => this.handle.cancel({ ids: Int32Array.from(stopped) }));
+    if (stopped.length > 0) await this.handle.cancel({ ids: Int32Array.from(stopped) });
   }
 
   #cancel(ids: readonly number[], reason: unknown): void {
     const mine = ids.filter((id) => this.#running.has(id));
     const running = mine.map((id) => this.#running.get(id)!);
     for (const id of mine) this.#running.delete(id);
-    const tell = async () => callNative(() => this.handle.cancel({ ids: Int32Array.from(mine) }));
+    const tell = async () => this.handle.cancel({ ids: Int32Array.from(mine) });
     tell().catch(() => {}); // a generator that is closed has nothing to cancel
     for (const { fail } of running) fail(reason);
   }

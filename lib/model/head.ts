@@ -1,5 +1,5 @@
 /** The fused head by itself: log-probs of chosen tokens from hidden states, and their gradient. */
-import { callNative, type Device, type Tensor } from '../native/addon.js';
+import type { Device, Tensor } from '../native/addon.js';
 import { loadNative } from '../native/load.js';
 
 /** Of the logits that are held at once: on a GPU a chunk is meant to hold a few prompts' longest responses whole. */
@@ -18,7 +18,7 @@ export function selectedLogProbs(
   weight: Tensor,
   targets: Int32Array,
 ): Promise<{ logps: Tensor; lse: Tensor }> {
-  return callNative(() => loadNative().selectedLogProbs({ hidden, weight, targets, headChunkBytes }));
+  return loadNative().selectedLogProbs({ hidden, weight, targets, headChunkBytes });
 }
 
 /** From dLoss/dlogps [R] to dHidden [R, H] and dWeight [V, H] (float32; float64 for float64). */
@@ -29,7 +29,5 @@ export function selectedLogProbsBackward(
   lse: Tensor,
   dLogps: Tensor,
 ): Promise<{ dHidden: Tensor; dWeight: Tensor }> {
-  return callNative(() =>
-    loadNative().selectedLogProbsBackward({ hidden, weight, targets, lse, dLogps, headChunkBytes }),
-  );
+  return loadNative().selectedLogProbsBackward({ hidden, weight, targets, lse, dLogps, headChunkBytes });
 }

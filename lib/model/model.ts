@@ -11,7 +11,6 @@ import {
   type Batch,
   type ComputeDtype,
   type ContestForm,
-  callNative,
   type Device,
   type LogProbs,
   lend,
@@ -158,7 +157,7 @@ export class Model {
    */
   static async create(config: Record<string, unknown>, options: ModelOptions & { seed?: number } = {}): Promise<Model> {
     const model = Model.#construct(parseModelConfig(config), options, { frozen: options.frozen });
-    await callNative(() => model.handle.initialize(options.seed ?? 42));
+    await model.handle.initialize(options.seed ?? 42);
     if (options.lora) await model.addAdapters(options.lora);
     return model;
   }
@@ -176,7 +175,7 @@ export class Model {
     const on = chooseDevice(device).device;
     const chosen = dtype === 'auto' ? autoDtype(on).dtype : dtype;
     const { headChunkBytes = HEAD_CHUNK_BYTES[on] } = options;
-    const handle = callNative(() => new addon.Model(config, { dtype: chosen, headChunkBytes, frozen, device: on }));
+    const handle = new addon.Model(config, { dtype: chosen, headChunkBytes, frozen, device: on });
     return new Model(addon, handle, config, chosen, on, directory, base, frozen);
   }
 
@@ -210,7 +209,7 @@ export class Model {
 
   /** Adds the adapters' products to the weights, which can be trained and saved whole from then on. */
   async mergeAdapters(): Promise<void> {
-    await callNative(() => this.handle.mergeAdapters());
+    await this.handle.mergeAdapters();
     this.#lora = undefined;
     this.#frozen = false;
   }
@@ -219,7 +218,7 @@ export class Model {
    * Summed log-prob and token count of every response of a packed batch; `adapters: false` are those of the base alone.
    */
   logProbs(batch: Batch, options?: AdapterUse & { perToken?: boolean; greedy?: boolean }): Promise<LogProbs> {
-    return callNative(() => this.handle.logProbs(batch, options));
+    return this.handle.logProbs(batch, options);
   }
 
   /**
@@ -231,12 +230,11 @@ export class Model {
     batch: Batch,
     { objective, ...options }: AccumulateOptions & { objective: ContestForm | GivenGradients },
   ): Promise<Accumulated> {
-    if (objective.form !== 'gradients')
-      return callNative(() => this.handle.accumulate(batch, { ...options, objective }));
+    if (objective.form !== 'gradients') return this.handle.accumulate(batch, { ...options, objective });
     // Whatever the loss is, its gradient is that of a linear one.
     const linear = { form: 'linear', beta: 1, gamma: 0, labelSmoothing: 0, lengthNormalized: false } as const;
     const given = { ...withGradients(batch, objective.dLossDLogp), reference: undefined };
-    return callNative(() => this.handle.accumulate(given, { ...options, objective: linear }));
+    return this.handle.accumulate(given, { ...options, objective: linear });
   }
 
   /**
@@ -249,7 +247,7 @@ export class Model {
     const placed = placeConversations(conversations, this.config, options, this.directory);
     for (const batch of packConversations(placed, options.microbatchTokens)) {
       const names = placed.slice(scores.length).map(({ where }) => where);
-      scores.push(...scoresOf(await callNative(() => this.handle.score(batch)), names));
+      scores.push(...scoresOf(await this.handle.score(batch), names));
     }
     return scores;
   }
@@ -260,10 +258,7 @@ export class Model {
    */
   generator(options: GeneratorOptions = {}): Generator {
     const shape = generatorShape(options, this);
-    return new Generator(
-      callNative(() => new this.addon.Generator(this.handle, shape)),
-      options,
-    );
+    return new Generator(new this.addon.Generator(this.handle, shape), options);
   }
 
   /**
@@ -283,25 +278,25 @@ export class Model {
    * Refused (ERR_CLOSED) while calls are queued. After writing to masters call `syncWork`.
    */
   parameters({ master = false } = {}): Map<string, Tensor> {
-    return asMap(callNative(() => [...this.handle.parameters({ master }), ...this.handle.adapters({ master })]));
+    return asMap([...this.handle.parameters({ master }), ...this.handle.adapters({ master })]);
   }
 
   /** Views of the accumulated gradients by name: of the adapters, or without any of the weights. */
   gradients(): Map<string, Tensor> {
-    return asMap(callNative(() => this.handle.gradients()));
+    return asMap(this.handle.gradients());
   }
 
   zeroGradients(): Promise<void> {
-    return callNative(() => this.handle.zeroGradients());
+    return this.handle.zeroGradients();
   }
 
   syncWork(): Promise<void> {
-    return callNative(() => this.handle.syncWork());
+    return this.handle.syncWork();
   }
 
   /** A hash of the master weights and the adapters, or of the weights alone. */
   fingerprint(options?: Pick<AdapterUse, 'adapters'>): Promise<string> {
-    return callNative(() => this.handle.fingerprint(options));
+    return this.handle.fingerprint(options);
   }
 
   /**
@@ -332,7 +327,7 @@ export class Model {
 
   /** Frees the weights after everything queued has finished. Calls made later are refused (ERR_CLOSED). */
   async close(): Promise<void> {
-    await callNative(() => this.handle.close());
+    await this.handle.close();
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -374,7 +369,7 @@ export class Model {
       .filter(({ name, shape }) => shape.length === 2 && /^model\.layers\..*\.weight$/.test(name))
       .map(({ name }) => name.replace(/\.weight$/, ''));
     const lora = resolveLora(options, projections, where);
-    await callNative(() => this.handle.addAdapters(loraShape(lora), options.seed ?? 42));
+    await this.handle.addAdapters(loraShape(lora), options.seed ?? 42);
     const { baseModelNameOrPath = this.baseDirectory && resolve(this.baseDirectory) } = lora;
     this.#lora = { ...lora, baseModelNameOrPath };
     this.#frozen = true;
@@ -388,12 +383,12 @@ export class Model {
 
   /** For the addon to read or write in its turn, whatever is queued before. */
   #masters(): NamedTensor[] {
-    return callNative(() => this.handle.parameters({ master: true, queued: true }));
+    return this.handle.parameters({ master: true, queued: true });
   }
 
   /** The same of the adapters, under PEFT's names. */
   #adapterMasters(): NamedTensor[] {
-    const adapters = callNative(() => this.handle.adapters({ master: true, queued: true }));
+    const adapters = this.handle.adapters({ master: true, queued: true });
     return adapters.map(({ name, tensor }) => ({ name: peftName(name), tensor }));
   }
 }

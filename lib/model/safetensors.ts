@@ -7,7 +7,7 @@ import { closeSync, fstatSync, openSync, readdirSync, readSync, renameSync, rmSy
 import { basename, dirname, join } from 'node:path';
 import { makeDirectory, syncDirectory, syncFile, writeError, writeFileAtomic } from '../data/files.js';
 import { WrpoError } from '../errors.js';
-import { callNative, type Dtype, type NamedTensor, type NativeAddon } from '../native/addon.js';
+import type { Dtype, NamedTensor, NativeAddon } from '../native/addon.js';
 import type { FileTensor } from './families.js';
 
 const DTYPES: Record<string, { dtype: Dtype; bytes: number }> = {
@@ -165,7 +165,7 @@ export async function loadTensors(
     }
     byFile.set(source.file, ranges);
   }
-  for (const [file, ranges] of byFile) await callNative(() => native.readTensors(file, ranges));
+  for (const [file, ranges] of byFile) await native.readTensors(file, ranges);
 }
 
 /** The bytes of a file's beginning for these tensors in this order. */
@@ -203,7 +203,7 @@ function temporaryError(path: string, cause: unknown): WrpoError {
 async function writeTemporary(native: NativeAddon, path: string, tensors: FileTensor[], dtype: Dtype): Promise<void> {
   const handles = tensors.flatMap(({ pieces }) => pieces);
   try {
-    await callNative(() => native.writeTensors(temporaryOf(path), header(tensors, dtype), handles, dtype));
+    await native.writeTensors(temporaryOf(path), header(tensors, dtype), handles, dtype);
     await syncFile(temporaryOf(path));
   } catch (cause) {
     rmSync(temporaryOf(path), { force: true });

@@ -1,8 +1,7 @@
 /**
- * The addon's whole surface, typed once; native/addon.cpp and the handles beside it implement it. Failures arrive as errors
- * with a `code` of ../errors.ts; `callNative` makes WrpoErrors of them.
+ * The addon's whole surface, typed once; native/addon.cpp and the handles beside it implement it. What it throws, and
+ * what its promises end in, are WrpoErrors.
  */
-import { WrpoError, type WrpoErrorCode } from '../errors.js';
 
 export type ComputeDtype = 'float32' | 'float64' | 'bfloat16';
 /** `cuda`: the first GPU, with the core for a CUDA libtorch. */
@@ -305,26 +304,6 @@ export interface NativeAddon {
   ): Promise<void>;
   /** Beside what only reads weights: `accumulate`, `logProbs`, `score`, a generator. Everything else waits for it. */
   writeTensors(path: string, header: Uint8Array, tensors: Tensor[], dtype: Dtype): Promise<void>;
-}
-
-/** An error of the addon as a WrpoError; anything else unchanged. */
-export function fromNative(error: unknown): unknown {
-  if (error instanceof WrpoError || !(error instanceof Error)) return error;
-  const code = (error as Error & { code?: string }).code;
-  return code?.startsWith('ERR_') ? new WrpoError(code as WrpoErrorCode, error.message) : error;
-}
-
-/** Runs one call of the addon; its errors become WrpoErrors. */
-export function callNative<T>(body: () => T): T {
-  try {
-    const result = body();
-    if (!(result instanceof Promise)) return result;
-    return result.catch((error: unknown) => {
-      throw fromNative(error);
-    }) as T;
-  } catch (error) {
-    throw fromNative(error);
-  }
 }
 
 /**

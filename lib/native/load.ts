@@ -34,11 +34,11 @@ function load(): NativeAddon {
     preload(join(libtorch.dir, 'lib', 'libtorch_cpu.so'));
     if (libtorch.variant !== 'cpu') preload(join(libtorch.dir, 'lib', 'libtorch_cuda.so')); // loads without a driver, too
   });
-  const module = { exports: {} };
+  const module = { exports: { WrpoError } }; // which the core then throws
   explain('The native core could not be loaded', rebuild, () =>
     process.dlopen(module, core, constants.dlopen.RTLD_NOW),
   );
-  return module.exports as NativeAddon;
+  return module.exports as unknown as NativeAddon;
 }
 
 interface Shim {

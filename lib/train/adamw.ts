@@ -2,7 +2,7 @@
 import { join } from 'node:path';
 import type { Model } from '../model/model.js';
 import { loadTensors, readHeader, saveTensorFile, wholeTensor } from '../model/safetensors.js';
-import { callNative, lend, type NamedTensor, type NativeAdamW } from '../native/addon.js';
+import { lend, type NamedTensor, type NativeAdamW } from '../native/addon.js';
 import { loadNative } from '../native/load.js';
 
 export interface AdamWOptions {
@@ -30,30 +30,27 @@ export class AdamW {
   constructor(model: Model, options: AdamWOptions) {
     const [beta1, beta2] = options.betas ?? [0.9, 0.999];
     this.#model = model;
-    this.#handle = callNative(
-      () =>
-        new (loadNative().AdamW)(model.handle, {
-          learningRate: options.learningRate,
-          beta1,
-          beta2,
-          eps: options.eps ?? 1e-8,
-          weightDecay: options.weightDecay ?? 0,
-          maxGradNorm: options.maxGradNorm ?? 0,
-          warmupSteps: options.warmupSteps ?? 0,
-          totalSteps: options.totalSteps ?? 0,
-          schedule: options.schedule ?? 'constant_with_warmup',
-        }),
-    );
+    this.#handle = new (loadNative().AdamW)(model.handle, {
+      learningRate: options.learningRate,
+      beta1,
+      beta2,
+      eps: options.eps ?? 1e-8,
+      weightDecay: options.weightDecay ?? 0,
+      maxGradNorm: options.maxGradNorm ?? 0,
+      warmupSteps: options.warmupSteps ?? 0,
+      totalSteps: options.totalSteps ?? 0,
+      schedule: options.schedule ?? 'constant_with_warmup',
+    });
   }
 
   /** Clips, updates, zeroes the gradients. Throws ERR_NON_FINITE, before anything changed, on a gradient norm that is not. */
   step(): Promise<{ gradNorm: number; learningRate: number }> {
-    return callNative(() => this.#handle.step());
+    return this.#handle.step();
   }
 
   /** The learning rate of the update after `step` completed ones. */
   learningRateAt(step: number): number {
-    return callNative(() => this.#handle.learningRateAt(step));
+    return this.#handle.learningRateAt(step);
   }
 
   /** Completed updates. */
@@ -77,11 +74,11 @@ export class AdamW {
   }
 
   close(): Promise<void> {
-    return callNative(() => this.#handle.close());
+    return this.#handle.close();
   }
 
   #state(): NamedTensor[] {
-    const { m, v } = callNative(() => this.#handle.state());
+    const { m, v } = this.#handle.state();
     const prefixed = (prefix: string, list: NamedTensor[]) =>
       list.map(({ name, tensor }) => ({ name: `${prefix}.${name}`, tensor }));
     return [...prefixed('exp_avg', m), ...prefixed('exp_avg_sq', v)];

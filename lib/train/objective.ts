@@ -6,7 +6,7 @@
 import type { Contest } from '../data/pack.js';
 import type { PreferenceRow, Role } from '../data/preferences.js';
 import { WrpoError } from '../errors.js';
-import { type ContestForm, callNative } from '../native/addon.js';
+import type { ContestForm } from '../native/addon.js';
 import { loadNative } from '../native/load.js';
 
 /** Which chosen response meets the rejected one: the target's own, or the source's (the hybrid of Fig. 3). */
@@ -180,16 +180,14 @@ export function lossOf(
   for (const { weight, coefficients } of contests) {
     const taking = Object.keys(coefficients) as Role[];
     const values = (of: Record<Role, number>) => Float64Array.from(taking, (role) => of[role]);
-    const outcome = callNative(() =>
-      loadNative().contestLoss(
-        {
-          policy: values(policy),
-          reference: compares ? values(reference) : undefined,
-          lengths: needsLengths(form) ? Int32Array.from(taking, (role) => lengths[role]) : undefined,
-          coefficients: values(coefficients as Record<Role, number>),
-        },
-        form,
-      ),
+    const outcome = loadNative().contestLoss(
+      {
+        policy: values(policy),
+        reference: compares ? values(reference) : undefined,
+        lengths: needsLengths(form) ? Int32Array.from(taking, (role) => lengths[role]) : undefined,
+        coefficients: values(coefficients as Record<Role, number>),
+      },
+      form,
     );
     total.loss += weight * outcome.loss;
     total.margin += weight * outcome.margin;
