@@ -45,13 +45,14 @@ Readback::Readback(const at::Tensor& t) : host_(t) {
   Range range("copy to the host");
   host_ = at::empty(t.sizes(), at::TensorOptions(t.scalar_type()).pinned_memory(true));
   host_.copy_(t, /*non_blocking=*/true);
-  copied_.emplace(t.device().type());
+  copied_ = std::make_shared<c10::Event>(t.device().type());
   copied_->record(c10::impl::VirtualGuardImpl(t.device().type()).getStream(t.device()));
 }
 
 const at::Tensor& Readback::values() const {
   if (!copied_) return host_;
   Range range("wait for the GPU");
+  ++waits;
   copied_->synchronize();
   return host_;
 }

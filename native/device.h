@@ -4,6 +4,8 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Event.h>
 
+#include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -34,17 +36,19 @@ at::Tensor place(const std::vector<T>& values, at::Device device) {
 }
 
 // What a device has computed so far of a tensor, on its way to the host: values() waits for this copy alone, while what
-// was queued behind it goes on. On the CPU the tensor itself. A step on a GPU waits so, and only so: once a
-// micro-batch, for its losses, with the backward queued behind them, and once for the gradient norm, with the update
-// behind it. What is no number must stop the step and name its rows, so neither can be left until a log.
+// was queued behind it goes on. On the CPU the tensor itself. A step on a GPU waits so, and only so, once all of it is
+// queued: for the gradient norm, with the update behind it, and then for the losses, which are long there. What is no
+// number cannot be left until a log: it must stop the run and name its rows.
 class Readback {
  public:
   explicit Readback(const at::Tensor& t);
   const at::Tensor& values() const;
+  // How often the engine's thread has waited: for checks.
+  static inline thread_local int64_t waits = 0;
 
  private:
   at::Tensor host_;
-  std::optional<c10::Event> copied_;
+  std::shared_ptr<c10::Event> copied_;
 };
 
 // Values of a flat buffer as they are kept: a tensor, or float32 in two halves of 16 bits (kernels/row/adamw.h), the

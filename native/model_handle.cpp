@@ -104,6 +104,20 @@ Napi::Value ModelHandle::logProbs(const Napi::CallbackInfo& info) {
   });
 }
 
+namespace {
+
+Napi::Value accumulatedToJs(Napi::Env env, const Accumulated& r) {
+  auto o = Napi::Object::New(env);
+  o.Set("loss", r.loss);
+  o.Set("logps", toJs(env, r.logps));
+  o.Set("counts", toJs(env, r.counts));
+  o.Set("losses", toJs(env, r.losses));
+  o.Set("margins", toJs(env, r.margins));
+  return o;
+}
+
+}  // namespace
+
 Napi::Value ModelHandle::accumulate(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     auto batch = std::make_shared<Batch>(parseBatch(info[0]));
@@ -122,14 +136,11 @@ Napi::Value ModelHandle::accumulate(const Napi::CallbackInfo& info) {
             [m = model(), batch, use, objective, normalizer, kept] {
               return m->accumulate(*batch, use, objective, normalizer, int64_t(kept));
             },
-            [](Napi::Env env, const Accumulated& r) -> Napi::Value {
-              auto o = Napi::Object::New(env);
-              o.Set("loss", r.loss);
-              o.Set("logps", toJs(env, r.logps));
-              o.Set("counts", toJs(env, r.counts));
-              o.Set("losses", toJs(env, r.losses));
-              o.Set("margins", toJs(env, r.margins));
-              return o;
+            [](Napi::Env env, const std::function<Accumulated()>& read) -> Napi::Value {
+              auto queueRead = [read](const Napi::CallbackInfo& call) -> Napi::Value {
+                return engine(call.Env()).run(call.Env(), {}, read, accumulatedToJs, Turn::Reading);
+              };
+              return Napi::Function::New(env, queueRead, "read");
             },
             Turn::Reading);
   });

@@ -127,11 +127,11 @@ describe('a resumed run ends as an uninterrupted one', () => {
       const dir = path(`aborted at call ${call}`);
       const controller = new AbortController();
       await using model = await Model.load(POLICY);
-      const accumulate = model.accumulate.bind(model);
+      const enqueue = model.enqueue.bind(model);
       let calls = 0;
-      model.accumulate = (...args) => {
+      model.enqueue = (...args) => {
         if (++calls === call) controller.abort();
-        return accumulate(...args);
+        return enqueue(...args);
       };
       const run = train(dir, {}, { signal: controller.signal }, { model });
       await expect(run).rejects.toMatchObject({ name: 'AbortError' });

@@ -293,10 +293,10 @@ describe('non_finite: skip', () => {
 
   it('a gradient that is not finite is as bad as a loss', async () => {
     await using good = await Model.load(POLICY);
-    const accumulate = good.accumulate.bind(good);
+    const enqueue = good.enqueue.bind(good);
     let calls = 0;
-    good.accumulate = async (...args) => {
-      const result = await accumulate(...args);
+    good.enqueue = async (...args) => {
+      const result = await enqueue(...args);
       if (++calls === 3)
         for (const gradient of good.gradients().values()) (gradient.view() as Float32Array)[0] = Number.NaN;
       return result;

@@ -228,8 +228,20 @@ export class Model {
    */
   accumulate(
     batch: Batch,
-    { objective, ...options }: AccumulateOptions & { objective: ContestForm | GivenGradients },
+    options: AccumulateOptions & { objective: ContestForm | GivenGradients },
   ): Promise<Accumulated> {
+    return this.enqueue(batch, options).then((read) => read());
+  }
+
+  /**
+   * The same, but a GPU is only given its work, so that more can be queued behind it: what this gives reads the results.
+   * Of a loss that is not finite `accumulate` throws ERR_NON_FINITE, here the reading does, or on the CPU this; an update
+   * that is queued meanwhile throws it, too, and changes nothing.
+   */
+  enqueue(
+    batch: Batch,
+    { objective, ...options }: AccumulateOptions & { objective: ContestForm | GivenGradients },
+  ): Promise<() => Promise<Accumulated>> {
     if (objective.form !== 'gradients') return this.handle.accumulate(batch, { ...options, objective });
     // Whatever the loss is, its gradient is that of a linear one.
     const linear = { form: 'linear', beta: 1, gamma: 0, labelSmoothing: 0, lengthNormalized: false } as const;

@@ -12,15 +12,19 @@ import { lossOf, type PromptLogProbs, type Terms } from './objective.js';
 import { type Prepared, referenceOf } from './prepare.js';
 import type { ReferenceColumn } from './reference.js';
 
-export interface Step extends AccumulatedBatch {
+export interface Step {
+  examples: Example[];
+  /** Real tokens of all sequences. */
+  tokens: number;
   /** Before clipping. */
   gradNorm: number;
   learningRate: number;
 }
 
 /**
- * Takes a step on the training rows at `indices`; `step` is the number of steps before it. A loss or gradient that is not
- * finite changes nothing: it throws ERR_NON_FINITE naming step and rows, or with `nonFinite: 'skip'` is returned.
+ * Takes a step on the training rows at `indices`; `step` is the number of steps before it. All of it is queued before
+ * anything is read, so that a GPU never waits for this thread. A loss or gradient that is not finite changes nothing: it
+ * throws ERR_NON_FINITE naming step and rows, or with `nonFinite: 'skip'` is returned.
  */
 export async function takeStep(
   run: Prepared,
@@ -32,9 +36,13 @@ export async function takeStep(
   signal?: AbortSignal,
 ): Promise<Step | WrpoError> {
   try {
-    const batch = await accumulateBatch(run, indices, terms, args, step, signal);
+    const read = await enqueueBatch(run, indices, terms, args, step, signal);
     const rows = indices.map((i) => run.train.rows[i]!);
-    return { ...batch, ...(await naming(optimizer.step(), step, rows)) };
+    const update = naming(optimizer.step(), step, rows);
+    update.catch(() => {}); // told below, after a loss, which says more
+    const examples = await read();
+    const tokens = rows.reduce((sum, row) => sum + countTokens(row, run.roles), 0);
+    return { examples, tokens, ...(await update) };
   } catch (error) {
     if (args.nonFinite === 'stop' || !(error instanceof WrpoError) || error.code !== 'ERR_NON_FINITE') throw error;
     await run.model.zeroGradients();
@@ -42,78 +50,88 @@ export async function takeStep(
   }
 }
 
-interface AccumulatedBatch {
-  examples: Example[];
-  /** Real tokens of all sequences. */
-  tokens: number;
-}
+/** Reads what queued work gave: an example a row. */
+type Read = () => Promise<Example[]>;
 
 /**
  * Adds the gradient of the mean objective over the training rows at `indices` (for `sft`, the mean over their tokens).
  * `step` is the number of completed steps. Throws the signal's reason, with the gradients zeroed, once it is aborted.
  */
-async function accumulateBatch(
+async function enqueueBatch(
   run: Prepared,
   indices: readonly number[],
   terms: Terms,
   args: TrainingArgs,
   step: number,
   signal?: AbortSignal,
-): Promise<AccumulatedBatch> {
+): Promise<Read> {
   const { model, roles, train } = run;
   const batch = indices.map((i) => train.rows[i]!);
-  const tokensOf = (count: typeof countTokens) => batch.reduce((sum, row) => sum + count(row, roles), 0);
-  const normalizer = terms.perToken ? tokensOf(countResponseTokens) : batch.length;
-  const examples: Example[] = [];
+  const normalizer = terms.perToken
+    ? batch.reduce((sum, row) => sum + countResponseTokens(row, roles), 0)
+    : batch.length;
+  const reads: Read[] = [];
+  let firstRow = 0;
   for (const part of splitMicrobatches(batch, roles, args.microbatchTokens)) {
     if (signal?.aborted) {
       await model.zeroGradients();
       signal.throwIfAborted();
     }
-    const taken = indices.slice(examples.length, examples.length + part.length);
+    const taken = indices.slice(firstRow, firstRow + part.length);
     const reference = await referenceOf(run, train, part, taken, args.sharePrompt);
     const packed = packRows(part, roles, { sharePrompt: args.sharePrompt, longestShared: model.longestShared });
-    const accumulate = terms.loss ? accumulateFunction : accumulateContests;
-    const dropout = { seed: args.seed, step, firstRow: examples.length };
+    const enqueue = terms.loss ? enqueueFunction : enqueueContests;
+    const dropout = { seed: args.seed, step, firstRow };
     const how = { normalizer, dropout, keptLayers: run.memory.keptLayers };
-    const done = await naming(accumulate(model, packed, reference, terms, how), step, part);
-    // Dropout moves what adapters compute, unless they are fresh and compute nothing.
-    const moved = run.referenceUse.adapters && model.lora && model.lora.loraDropout > 0;
-    if (step === 0 && terms.reference && !run.refModel && !moved) checkStart(done, part, model.dtype);
-    examples.push(...done);
+    const read = await naming(enqueue(model, packed, reference, terms, how), step, part);
+    reads.push(async () => {
+      const examples = await naming(read(), step, part);
+      // Dropout moves what adapters compute, unless they are fresh and compute nothing.
+      const moved = run.referenceUse.adapters && model.lora && model.lora.loraDropout > 0;
+      if (step === 0 && terms.reference && !run.refModel && !moved) checkStart(examples, part, model.dtype);
+      return examples;
+    });
+    firstRow += part.length;
   }
-  return { examples, tokens: tokensOf(countTokens) };
+  return async () => {
+    const examples: Example[] = [];
+    for (const read of reads) examples.push(...(await read()));
+    return examples;
+  };
 }
 
 /** How a micro-batch is computed: what it is divided by, what draws its dropout, and how many layers are kept. */
 type Pass = Required<Pick<AccumulateOptions, 'normalizer' | 'dropout' | 'keptLayers'>>;
 
 /** The contests of a micro-batch in one pass, which computes log-probs, losses and gradients. */
-async function accumulateContests(
+async function enqueueContests(
   model: Model,
   packed: PackedBatch,
   reference: ReferenceColumn,
   { contests, form, reference: compares }: Terms,
   how: Pass,
-): Promise<Example[]> {
+): Promise<Read> {
   const batch = withContests(packed, contests);
   const each = rolesIn(packed);
   if (compares) batch.reference = Float64Array.from(reference.flatMap((row) => each.map((role) => row[role]!)));
-  const { logps, losses } = await model.accumulate(batch, { ...how, objective: form });
-  return promptsOf(packed, logps, reference).map((prompt, i) => ({
-    ...prompt,
-    loss: contests.reduce((sum, { weight }, q) => sum + weight * losses[i * contests.length + q]!, 0),
-  }));
+  const read = await model.enqueue(batch, { ...how, objective: form });
+  return async () => {
+    const { logps, losses } = await read();
+    return promptsOf(packed, logps, reference).map((prompt, i) => ({
+      ...prompt,
+      loss: contests.reduce((sum, { weight }, q) => sum + weight * losses[i * contests.length + q]!, 0),
+    }));
+  };
 }
 
 /** A loss of the caller's own in two: log-probs, and at its derivatives there the gradients. */
-async function accumulateFunction(
+async function enqueueFunction(
   model: Model,
   packed: PackedBatch,
   reference: ReferenceColumn,
   terms: Terms,
   how: Pass,
-): Promise<Example[]> {
+): Promise<Read> {
   const { sums } = await model.logProbs(packed, { dropout: how.dropout });
   const prompts = promptsOf(packed, sums, reference);
   const outcomes = prompts.map((prompt) => lossOf(terms, prompt));
@@ -128,8 +146,11 @@ async function accumulateFunction(
   for (const value of [...outcomes.map(({ loss }) => loss), ...dLossDLogp]) {
     if (!Number.isFinite(value)) throw new WrpoError('ERR_NON_FINITE', `the objective's loss or gradient is ${value}`);
   }
-  await model.accumulate(packed, { ...how, objective: { form: 'gradients', dLossDLogp } });
-  return prompts.map((prompt, i) => ({ ...prompt, loss: outcomes[i]!.loss }));
+  const read = await model.enqueue(packed, { ...how, objective: { form: 'gradients', dLossDLogp } });
+  return async () => {
+    await read();
+    return prompts.map((prompt, i) => ({ ...prompt, loss: outcomes[i]!.loss }));
+  };
 }
 
 /** The log-probs of a batch's responses by prompt and role. */

@@ -22,7 +22,7 @@ void compute(Input& in, const Batch& batch) {
   objective.form = in.PickValueInArray({Objective::Form::Sigmoid, Objective::Form::Ipo, Objective::Form::Linear});
   objective.beta = 0.1;
   objective.lengthNormalized = in.ConsumeBool();
-  auto step = model.accumulate(batch, {}, objective, 1);
+  auto step = model.accumulate(batch, {}, objective, 1)();
   require(step.losses.size() == batch.contestWeights.size() && std::isfinite(step.loss), "every contest has a loss");
 }
 

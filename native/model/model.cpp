@@ -1,6 +1,7 @@
 #include "model/model.h"
 
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/sum.h>
 
 #include <algorithm>
 #include <cmath>
@@ -132,10 +133,10 @@ at::Tensor Model::nextLogits(const Batch& batch, std::span<KeyValueCache* const>
   return head_.logits(hidden, weights_->view.head);
 }
 
-Accumulated Model::accumulate(const Batch& batch, const AdapterUse& use, const Objective& objective, double normalizer,
-                              int64_t keptLayers) {
+std::function<Accumulated()> Model::accumulate(const Batch& batch, const AdapterUse& use, const Objective& objective,
+                                               double normalizer, int64_t keptLayers) {
   requireLanguageHead();
-  requireTrained();
+  auto trained = requireTrained();
   batch.validate(config_.vocabSize);
   if (batch.contestGroups.empty())
     fail("ERR_DATA", "accumulate needs contests: the batch has only log-probs to compute");
@@ -170,20 +171,24 @@ Accumulated Model::accumulate(const Batch& batch, const AdapterUse& use, const O
   const auto& grads = weights_->gradView();
   head_.forwardBackward(predicted, weights_->view.head, place(rows.targets, device), unitOffsets, dLossDLogp,
                         dPredicted, grads.head);
-  // Read while a GPU is at work on what follows, so that the next micro-batch is on its way before this one is done.
-  Readback read(tables.results);
+  Readback results(tables.results);
+  trained->grad().narrow(0, 0, 1).add_(tables.results.narrow(0, 2 * K, Q).sum().mul_(0));  // 0, or no number
   if (!rows.all) {
     dHidden.zero_();
     dHidden.index_copy_(0, index, dPredicted);
   }
   decoder_.backward(batch, lora, dHidden);
 
-  const double *logps = data<double>(read.values()), *losses = logps + 2 * K, *margins = losses + Q;
-  Accumulated result{0, {logps, logps + K}, std::move(counts), {losses, losses + Q}, {margins, margins + Q}};
-  for (int64_t q = 0; q < Q; ++q) result.loss += batch.contestWeights[q] * losses[q] / normalizer;
-  if (!std::isfinite(result.loss))
-    fail("ERR_NON_FINITE", "the loss of a micro-batch is " + std::to_string(result.loss));
-  return result;
+  auto read = [results, counts = std::move(counts), weights = batch.contestWeights, normalizer, K, Q] {
+    const double *logps = data<double>(results.values()), *losses = logps + 2 * K, *margins = losses + Q;
+    Accumulated result{0, {logps, logps + K}, counts, {losses, losses + Q}, {margins, margins + Q}};
+    for (int64_t q = 0; q < Q; ++q) result.loss += weights[q] * losses[q] / normalizer;
+    if (!std::isfinite(result.loss))
+      fail("ERR_NON_FINITE", "the loss of a micro-batch is " + std::to_string(result.loss));
+    return result;
+  };
+  if (device.is_cpu()) read();
+  return read;
 }
 
 Scores Model::score(const Batch& batch) {
