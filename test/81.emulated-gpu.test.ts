@@ -12,6 +12,7 @@ import { info, Tensor } from '../lib/native/surface.ts';
 import type { TrainingArgsInput } from '../lib/train/args.ts';
 import { forecast } from '../lib/train/memory-plan.ts';
 import { formOf, type Objective } from '../lib/train/objective.ts';
+import { Trainer } from '../lib/train/trainer.ts';
 import {
   batchOf,
   expectSentence,
@@ -22,10 +23,12 @@ import {
   randomOf,
 } from './support.ts';
 import {
+  expectFailure,
   FIXTURES,
   fail,
   metricsOf,
   POLICY,
+  poisonedPolicy,
   REFERENCE,
   ROOT,
   readJsonLines,
@@ -188,6 +191,29 @@ describe.each<[string, Partial<TrainingArgsInput>, string?]>([
     expect(resumed).toEqual(found);
     expect(readTensors(path(`${name}-again`, file))).toEqual(mine);
   });
+});
+
+it('a loss that is no number, found when its update is queued already, leaves that out and names its rows', async () => {
+  const POISON = 198; // beyond the ids of tokenRows
+  const model = poisonedPolicy(path('poisoned'), POISON, Number.NaN);
+  const trainDataset = rows.map((row, i) => (i === 5 ? { ...row, source_chosen: [POISON, 3] } : row));
+  const sft = {
+    ...{ ...ARGS, lossType: 'sft', beta: undefined, alpha: undefined },
+    ...{ device: 'cuda', warmupRatio: 0, evalStrategy: 'no' },
+  } as const;
+  const outputDir = path('left out');
+  await using trainer = new Trainer({ model, trainDataset, args: { ...sft, nonFinite: 'skip', outputDir } });
+  const weights: string[] = [await (await trainer.model()).fingerprint()];
+  for await (const { metrics } of trainer.steps()) {
+    expect('loss' in metrics).toBe(weights.length !== 2);
+    weights.push(await (await trainer.model()).fingerprint());
+  }
+  expect(weights.map((hash) => weights.indexOf(hash))).toEqual([0, 1, 1, 3]);
+  await expectFailure(
+    () => train(path('stopped'), { ...sft, microbatchTokens: 1 }, {}, { model, trainDataset }),
+    'ERR_NON_FINITE',
+    /^stopped at step 2, before its update: the loss of a micro-batch is -?nan \(trainDataset\[5\]\)$/,
+  );
 });
 
 describe('the memory of a GPU', () => {
