@@ -38,7 +38,8 @@ at::Tensor place(const std::vector<T>& values, at::Device device) {
 // What a device has computed so far of a tensor, on its way to the host: values() waits for this copy alone, while what
 // was queued behind it goes on. On the CPU the tensor itself. A step on a GPU waits so, and only so, once all of it is
 // queued: for the gradient norm, with the update behind it, and then for the losses, which are long there. What is no
-// number cannot be left until a log: it must stop the run and name its rows.
+// number cannot be left until a log: it must stop the run and name its rows. (Where another model is the reference, or
+// the loss is the caller's own function, log-probs are needed here before a micro-batch, and logProbs waits for them.)
 class Readback {
  public:
   explicit Readback(const at::Tensor& t);

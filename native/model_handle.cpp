@@ -35,6 +35,7 @@ Napi::Function ModelHandle::define(Napi::Env env) {
                          InstanceMethod("initialize", &ModelHandle::initialize),
                          InstanceMethod("logProbs", &ModelHandle::logProbs),
                          InstanceMethod("accumulate", &ModelHandle::accumulate),
+                         InstanceMethod("enqueue", &ModelHandle::enqueue),
                          InstanceMethod("score", &ModelHandle::score),
                          InstanceMethod("addAdapters", &ModelHandle::addAdapters),
                          InstanceMethod("mergeAdapters", &ModelHandle::mergeAdapters),
@@ -118,31 +119,38 @@ Napi::Value accumulatedToJs(Napi::Env env, const Accumulated& r) {
 
 }  // namespace
 
+std::function<std::function<Accumulated()>()> ModelHandle::microbatch(const Napi::CallbackInfo& info) {
+  auto batch = std::make_shared<Batch>(parseBatch(info[0]));
+  if (!info[1].IsObject()) fail("ERR_CONFIG", "accumulate: expected {objective, normalizer}");
+  auto options = info[1].As<Napi::Object>();
+  Objective objective = parseObjective(options.Get("objective").As<Napi::Object>());
+  auto use = parseAdapterUse(options);
+  double normalizer = number(options, "normalizer");
+  if (!(normalizer > 0)) fail("ERR_CONFIG", "accumulate: normalizer must be positive");
+  double kept = options.Has("keptLayers") ? number(options, "keptLayers") : 1e9;
+  if (!(kept >= 1 && kept <= 1e9 && kept == std::floor(kept)))
+    fail("ERR_CONFIG", "accumulate: keptLayers must be a positive whole number");
+  return [m = model(), batch, use, objective, normalizer, kept] {
+    return m->accumulate(*batch, use, objective, normalizer, int64_t(kept));
+  };
+}
+
 Napi::Value ModelHandle::accumulate(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
-    auto batch = std::make_shared<Batch>(parseBatch(info[0]));
-    if (!info[1].IsObject()) fail("ERR_CONFIG", "accumulate: expected {objective, normalizer}");
-    auto options = info[1].As<Napi::Object>();
-    Objective objective = parseObjective(options.Get("objective").As<Napi::Object>());
-    auto use = parseAdapterUse(options);
-    double normalizer = number(options, "normalizer");
-    if (!(normalizer > 0)) fail("ERR_CONFIG", "accumulate: normalizer must be positive");
-    double kept = options.Has("keptLayers") ? number(options, "keptLayers") : 1e9;
-    if (!(kept >= 1 && kept <= 1e9 && kept == std::floor(kept)))
-      fail("ERR_CONFIG", "accumulate: keptLayers must be a positive whole number");
-    return engine(info.Env())
-        .run(
-            info.Env(), Value(),
-            [m = model(), batch, use, objective, normalizer, kept] {
-              return m->accumulate(*batch, use, objective, normalizer, int64_t(kept));
-            },
-            [](Napi::Env env, const std::function<Accumulated()>& read) -> Napi::Value {
-              auto queueRead = [read](const Napi::CallbackInfo& call) -> Napi::Value {
-                return engine(call.Env()).run(call.Env(), {}, read, accumulatedToJs, Turn::Reading);
-              };
-              return Napi::Function::New(env, queueRead, "read");
-            },
-            Turn::Reading);
+    auto work = [begin = microbatch(info)] { return begin()(); };
+    return engine(info.Env()).run(info.Env(), Value(), work, accumulatedToJs, Turn::Reading);
+  });
+}
+
+Napi::Value ModelHandle::enqueue(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    auto readLater = [](Napi::Env env, const std::function<Accumulated()>& read) -> Napi::Value {
+      auto queueRead = [read](const Napi::CallbackInfo& call) -> Napi::Value {
+        return engine(call.Env()).run(call.Env(), {}, read, accumulatedToJs, Turn::Reading);
+      };
+      return Napi::Function::New(env, queueRead, "read");
+    };
+    return engine(info.Env()).run(info.Env(), Value(), microbatch(info), readLater, Turn::Reading);
   });
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <napi.h>
 
+#include <functional>
 #include <memory>
 
 #include "model/model.h"
@@ -19,6 +20,7 @@ class ModelHandle : public Napi::ObjectWrap<ModelHandle> {
   Napi::Value initialize(const Napi::CallbackInfo& info);
   Napi::Value logProbs(const Napi::CallbackInfo& info);
   Napi::Value accumulate(const Napi::CallbackInfo& info);
+  Napi::Value enqueue(const Napi::CallbackInfo& info);
   Napi::Value score(const Napi::CallbackInfo& info);
   Napi::Value addAdapters(const Napi::CallbackInfo& info);
   Napi::Value mergeAdapters(const Napi::CallbackInfo& info);
@@ -30,6 +32,8 @@ class ModelHandle : public Napi::ObjectWrap<ModelHandle> {
   Napi::Value fingerprint(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
 
+  // What `accumulate` and `enqueue` have the engine do: Model::accumulate of these arguments.
+  std::function<std::function<Accumulated()>()> microbatch(const Napi::CallbackInfo& info);
   // Queues what changes the parts of the model; until it is done, model() throws.
   template <class Body>
   Napi::Value change(Napi::Env env, Body body);

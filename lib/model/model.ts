@@ -90,6 +90,8 @@ export interface GivenGradients {
   dLossDLogp: ArrayLike<number>;
 }
 
+type MicrobatchOptions = AccumulateOptions & { objective: ContestForm | GivenGradients };
+
 const DTYPES: readonly ComputeDtype[] = ['float32', 'float64', 'bfloat16'];
 
 export class Model {
@@ -226,11 +228,8 @@ export class Model {
    * given by its derivative with respect to the log-prob of every response (`form: 'gradients'`), instead of contests.
    * `keptLayers`, from 1, default all: of how many layers everything is kept for backward, which computes the others again.
    */
-  accumulate(
-    batch: Batch,
-    options: AccumulateOptions & { objective: ContestForm | GivenGradients },
-  ): Promise<Accumulated> {
-    return this.enqueue(batch, options).then((read) => read());
+  accumulate(batch: Batch, options: MicrobatchOptions): Promise<Accumulated> {
+    return this.handle.accumulate(...asContests(batch, options));
   }
 
   /**
@@ -238,15 +237,8 @@ export class Model {
    * Of a loss that is not finite `accumulate` throws ERR_NON_FINITE, here the reading does, or on the CPU this; an update
    * that is queued meanwhile throws it, too, and changes nothing.
    */
-  enqueue(
-    batch: Batch,
-    { objective, ...options }: AccumulateOptions & { objective: ContestForm | GivenGradients },
-  ): Promise<() => Promise<Accumulated>> {
-    if (objective.form !== 'gradients') return this.handle.accumulate(batch, { ...options, objective });
-    // Whatever the loss is, its gradient is that of a linear one.
-    const linear = { form: 'linear', beta: 1, gamma: 0, labelSmoothing: 0, lengthNormalized: false } as const;
-    const given = { ...withGradients(batch, objective.dLossDLogp), reference: undefined };
-    return this.handle.accumulate(given, { ...options, objective: linear });
+  enqueue(batch: Batch, options: MicrobatchOptions): Promise<() => Promise<Accumulated>> {
+    return this.handle.enqueue(...asContests(batch, options));
   }
 
   /**
@@ -403,6 +395,14 @@ export class Model {
     const adapters = this.handle.adapters({ master: true, queued: true });
     return adapters.map(({ name, tensor }) => ({ name: peftName(name), tensor }));
   }
+}
+
+function asContests(batch: Batch, { objective, ...options }: MicrobatchOptions): Parameters<NativeModel['accumulate']> {
+  if (objective.form !== 'gradients') return [batch, { ...options, objective }];
+  // Whatever the loss is, its gradient is that of a linear one.
+  const linear = { form: 'linear', beta: 1, gamma: 0, labelSmoothing: 0, lengthNormalized: false } as const;
+  const given = { ...withGradients(batch, objective.dLossDLogp), reference: undefined };
+  return [given, { ...options, objective: linear }];
 }
 
 function asMap(tensors: NamedTensor[]): Map<string, Tensor> {

@@ -175,11 +175,9 @@ export interface AccumulateOptions extends AdapterUse {
 export interface NativeModel {
   initialize(seed: number): Promise<void>;
   logProbs(batch: Batch, options?: AdapterUse & { perToken?: boolean; greedy?: boolean }): Promise<LogProbs>;
+  accumulate(batch: Batch, options: AccumulateOptions & { objective: ContestForm }): Promise<Accumulated>;
   /** Ends when all is queued, where a GPU computes; what it gives waits for the results. */
-  accumulate(
-    batch: Batch,
-    options: AccumulateOptions & { objective: ContestForm },
-  ): Promise<() => Promise<Accumulated>>;
+  enqueue(batch: Batch, options: AccumulateOptions & { objective: ContestForm }): Promise<() => Promise<Accumulated>>;
   /** Every response of the batch begins at the token whose state gates and ends in the conversation's last token. */
   score(batch: Batch): Promise<Scores>;
   /** Freezes the weights and trains fresh adapters beside them. Other calls are refused until it is done. */

@@ -42,12 +42,11 @@ class Model {
 
   LogProbs logProbs(const Batch& batch, const AdapterUse& use, bool perToken, bool argmax);
   // Adds the gradient of the batch's objective to trained()->grad(). On a GPU that is queued and nothing waits: what is
-  // returned waits for the results. A loss that is no number is told there, on the CPU here, and makes the gradient such,
-  // which an update then leaves. keptLayers: how many layers keep all that backward reads (model/decoder.h); from 1, and
-  // more than there are means all.
+  // returned waits for the results. A loss that is no number is told there, on the CPU here, and makes the gradient
+  // such, which an update then leaves. keptLayers: how many layers keep all that backward reads (model/decoder.h); from
+  // 1, and more than there are means all.
   std::function<Accumulated()> accumulate(const Batch& batch, const AdapterUse& use, const Objective& objective,
-                                          double normalizer,
-                                          int64_t keptLayers = std::numeric_limits<int64_t>::max());
+                                          double normalizer, int64_t keptLayers = std::numeric_limits<int64_t>::max());
   // Logits [responses, V] of the token after each response of a batch whose rows continue sequences
   // (model/cached_attention.h), valid until the next call.
   at::Tensor nextLogits(const Batch& batch, std::span<KeyValueCache* const> caches);
