@@ -247,7 +247,7 @@ void plainLogprob(Tensors& t, const at::Tensor& targets, double cap) {
 void plainLogprobBackward(Tensors& t, const at::Tensor& targets, double cap) {
   auto column = targets.unsqueeze(-1), g = t["dlogp"].unsqueeze(-1);
   auto p = at::exp(t["z"].to(statsOf(t["z"])) - t["lse"].unsqueeze(-1));
-  auto dz = g * p.neg().scatter_add(1, column, at::ones_like(g));
+  auto dz = p.scatter(1, column, p.gather(1, column) - 1) * -g;
   if (cap > 0) dz = dz * (1 - (t["z"].to(statsOf(t["z"])) / cap).pow(2));
   t["dz"] = dz.to(t["z"].scalar_type());
 }

@@ -23,7 +23,7 @@ namespace {
 bool useSgemm(const at::Tensor& t) { return t.scalar_type() == at::kFloat && sgemmPays(); }
 Strided plain(const at::Tensor& t) { return {data<float>(t), t.stride(0), 1}; }
 Strided transposed(const at::Tensor& t) { return {data<float>(t), 1, t.stride(0)}; }
-at::Tensor rows(const at::Tensor& t, int64_t from) { return t.narrow(0, from, t.size(0) - from); }
+at::Tensor rows(const at::Tensor& t, int64_t from) { return from == 0 ? t : t.narrow(0, from, t.size(0) - from); }
 
 }  // namespace
 
